@@ -1,0 +1,43 @@
+"""Shared fixtures: no network, no hub, and tiny real models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports the hub's client, which reads these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import pytest_socket
+
+from stm_retriever import Embedder, Retriever
+from tests.tiny_retriever import make_tiny_retriever
+
+
+@pytest.fixture(autouse=True)
+def only_loopback() -> None:
+    """A test that reaches for the network fails; pytest-socket takes the ban back after each test."""
+    pytest_socket.socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A retriever folder with two different, non-empty prompts. Shared: do not write into it."""
+    return make_tiny_retriever(tmp_path_factory.mktemp("models") / "tiny", name="tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder(tiny_onnx_retriever: Path) -> Embedder:
+    """The same folder, loaded."""
+    return Embedder.load(tiny_onnx_retriever, threads=1)
+
+
+@pytest.fixture
+def empty_retriever(tmp_path: Path, tiny_embedder: Embedder) -> Iterator[Retriever]:
+    """A new index without documents, closed at the end."""
+    with Retriever.create(tmp_path / "index", embedder=tiny_embedder) as retriever:
+        yield retriever
