@@ -1,0 +1,1 @@
+"""Collections, passages and pairs: reading, checking, splitting and writing them (no torch)."""

@@ -1,0 +1,1 @@
+"""One interface to any language model that writes training data; every completion is journalled."""
