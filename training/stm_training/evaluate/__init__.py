@@ -1,0 +1,1 @@
+"""Honest numbers: metrics, rankings, intervals, the choice on development queries, the final comparison."""

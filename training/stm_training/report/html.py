@@ -1,0 +1,69 @@
+"""The report: one self-contained HTML file, readable without a network, on a phone and on paper."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stm_retriever.errors import require
+from stm_training.report.forest import forest_plot
+from stm_training.report.summary import RunSummary
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_LONGEST_LIST = 200  # skipped rows shown; the run folder holds all
+
+
+def write_report(summary: RunSummary | Mapping[str, Any], path: Path | str) -> Path:
+    """Write the report of a run.
+
+    Args:
+        summary: What the run found, or the same as a mapping (``summary.model_dump()``).
+        path: The file; written whole or not at all.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: If jinja2 is not installed.
+        pydantic.ValidationError: If a mapping is not a summary.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(render(summary), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(summary: RunSummary | Mapping[str, Any]) -> str:
+    """The report as a string; arguments and errors as :func:`write_report`."""
+    if not isinstance(summary, RunSummary):
+        summary = RunSummary.model_validate(dict(summary))
+    jinja2 = require("jinja2", extra="train", purpose="the report")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,  # always: texts in a report come from anywhere
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["points"] = _points
+    environment.filters["duration"] = _duration
+    template = environment.get_template("report.html.j2")
+    html: str = template.render(s=summary, plot=forest_plot(summary.systems), longest_list=_LONGEST_LIST)
+    return html
+
+
+def _points(difference: float) -> str:
+    """A difference of scores (0-1) in points (0-100)."""
+    return f"{100 * difference:+.2f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

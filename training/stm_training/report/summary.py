@@ -1,0 +1,145 @@
+"""What a run found, as typed records: the one source of its table, its JSON file and its report."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stm_training.evaluate.compare import SystemResult
+from stm_training.evaluate.selection import Decision
+
+ProvenOn = Literal["user queries", "synthetic queries only"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+
+
+class DataSummary(_Record):
+    """What was trained, chosen and tested on."""
+
+    corpus: str = Field(description="Name or path of the corpus.")
+    documents: int = Field(ge=0, description="Documents read.")
+    passages: int = Field(ge=0, description="Passages after splitting.")
+    train_pairs: dict[str, int] = Field(default_factory=dict, description="Kind of pair: how many.")
+    dev_queries: int = Field(0, ge=0, description="Queries that chose what ships.")
+    test_queries: int = Field(0, ge=0, description="Queries scored once, at the end.")
+    guards: dict[str, int] = Field(default_factory=dict, description="Guard set: development queries.")
+    truncated: int = Field(0, ge=0, description="Passages longer than the model's maximum.")
+    sources: dict[str, str] = Field(
+        default_factory=dict, description="Collection: where it comes from, licence."
+    )
+
+
+class ExpertSummary(_Record):
+    """One trained model: an expert, or all data at once."""
+
+    name: str
+    kinds: tuple[str, ...] = ()
+    pairs: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    batch_size: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    seconds: float | None = None
+
+
+class MergeSummary(_Record):
+    """The merge that was the best of those tried on the development queries."""
+
+    method: str
+    weights: dict[str, float] = Field(description="Member: weight; the base may be one.")
+    density: float | None = None
+    trials: int = Field(0, ge=0, description="Merges tried.")
+
+
+class ParitySummary(_Record):
+    """How far the ONNX file's vectors are from the torch model's."""
+
+    rows: int = Field(ge=0, description="Padded rows compared, each with the same text alone.")
+    max_abs_diff: float
+    min_cosine: float
+    tolerance: float | None = Field(None, description="Largest absolute difference that passes.")
+
+
+class DroppedExample(_Record):
+    """One synthetic query that a filter dropped."""
+
+    cause: str
+    text: str
+
+
+class SynthesisSummary(_Record):
+    """What the generator wrote and what was kept of it."""
+
+    generator: str = Field(description="Name of the LLM, of the recording, or 'extractive'.")
+    documents: int = Field(0, ge=0)
+    written: int = Field(0, ge=0)
+    kept: dict[str, int] = Field(default_factory=dict, description="Kind: pairs kept.")
+    negatives: int = Field(0, ge=0)
+    dropped: dict[str, int] = Field(default_factory=dict, description="Cause: how many.")
+    examples: tuple[DroppedExample, ...] = ()
+    failures: int = Field(0, ge=0, description="Requests that gave no usable answer.")
+
+
+class LeakageSummary(_Record):
+    """Training queries that are also development or test queries."""
+
+    train_queries: int = Field(0, ge=0)
+    checked_against: int = Field(0, ge=0, description="Development and test queries.")
+    exact: int = Field(0, ge=0)
+    normalised: int = Field(0, ge=0, description="Equal after case, accents and punctuation are gone.")
+    dropped: int = Field(0, ge=0, description="Training pairs left out because of it.")
+
+
+class GuardSummary(_Record):
+    """What the untouched base and the shipped model score on a guard's test half."""
+
+    name: str
+    scores: dict[str, float] = Field(description="System: mean nDCG@10, between 0 and 1.")
+
+
+class SkippedLine(_Record):
+    """A row of the user's data that was left out on request."""
+
+    file: str
+    line: int
+    cause: str
+
+
+class RunSummary(_Record):
+    """Everything a run shows. Scores lie between 0 and 1; tables show differences in points (0-100)."""
+
+    name: str
+    verdict: str = Field(description="One sentence: what ships and how sure that is.")
+    shipped: str
+    proven_on: ProvenOn
+    systems: dict[str, SystemResult] = Field(description="Figures on the test queries.")
+    contradiction: str | None = Field(None, description="Set where the test queries contradict the choice.")
+    selection: Decision | None = None
+    seconds: dict[str, float] = Field(default_factory=dict, description="Stage: seconds.")
+    versions: dict[str, str] = Field(default_factory=dict)
+    seed: int = 0
+    base_model: str = ""
+    data: DataSummary | None = None
+    experts: tuple[ExpertSummary, ...] = ()
+    merge: MergeSummary | None = None
+    parity: ParitySummary | None = None
+    synthesis: SynthesisSummary | None = None
+    leakage: LeakageSummary | None = None
+    guards: tuple[GuardSummary, ...] = ()
+    served_ndcg10: float | None = Field(None, description="nDCG@10 of the answers from the index folder.")
+    skipped_rows: tuple[SkippedLine, ...] = ()
+    notice: str | None = None
+    recipe_yaml: str = ""
+
+    def figures(self) -> dict[str, Any]:
+        """What ``--json FILE`` holds: systems, shipped, seconds, versions, seed, and nothing else."""
+        return {
+            "systems": {name: result.figures() for name, result in self.systems.items()},
+            "shipped": self.shipped,
+            "seconds": dict(self.seconds),
+            "versions": dict(self.versions),
+            "seed": self.seed,
+        }
