@@ -1,0 +1,1 @@
+"""Fine-tune any encoder or decoder into a retriever: backbone, LoRA, contrastive losses, sampler, trainer."""

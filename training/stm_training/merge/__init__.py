@@ -1,0 +1,1 @@
+"""Merge experts and their base by arithmetic on full weights, never on LoRA factors."""
