@@ -107,7 +107,11 @@ def find_leaks(train_queries: Iterable[str], held_out: Mapping[str, str]) -> lis
 
 
 def check_leakage(
-    train_queries: Iterable[str], held_out: Mapping[str, str], *, name: str = "held-out"
+    train_queries: Iterable[str],
+    held_out: Mapping[str, str],
+    *,
+    name: str = "held-out",
+    remedy: str = "Remove them from the training queries (stm_training.data.leakage.without_leaks does it)",
 ) -> None:
     """Refuse to go on where a training query is also a development or test query.
 
@@ -115,6 +119,7 @@ def check_leakage(
         train_queries: Texts.
         held_out: Development or test query texts by id.
         name: What the held-out queries are called in the message, for instance ``"scifact/test"``.
+        remedy: What to do about it, for the message.
 
     Raises:
         DataError: Listing the offenders.
@@ -131,8 +136,8 @@ def check_leakage(
         lines.append(f"  ... and {len(leaks) - _SHOWN_OFFENDERS} more")
     message = (
         f"{len(leaks)} of {len(held_out)} {name} queries are also training queries, so their score would "
-        "prove nothing. Remove them from the training queries (stm_training.data.leakage.without_leaks "
-        "does it for pairs):\n" + "\n".join(lines)
+        "prove nothing. "
+        f"{remedy}:\n" + "\n".join(lines)
     )
     raise DataError(message)
 

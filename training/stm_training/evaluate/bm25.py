@@ -6,6 +6,7 @@ Snowball stemmer: the setting of MTEB's BM25 baseline.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ class BM25:
         if not documents:
             raise DataError("the corpus is empty: BM25 needs at least one document to index.")
         self._bm25s = require("bm25s", extra="train", purpose=_PURPOSE)
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
         self._stemmer = require("Stemmer", extra="train", purpose=_PURPOSE).Stemmer("english")
         # By descending id: ties then come out as trec_eval orders them.
         self._ids = sorted(documents, reverse=True)

@@ -1,0 +1,1 @@
+"""A recipe's stages, from documents to a retriever folder, an index folder and a report."""

@@ -1,0 +1,57 @@
+"""What a person sees while a run works: one line per stage and bars inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[..., None]
+
+
+class RunConsole:
+    """Prints a run's progress.
+
+    Args:
+        quiet: No bars; stage lines stay.
+        console: Where to print; standard output by default.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._quiet = quiet
+
+    def announce(self, line: str) -> None:
+        """Print a stage's line, literally."""
+        self.console.print(line, markup=False, highlight=False)
+
+    @contextmanager
+    def bar(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        """A progress bar; the callable takes ``completed``, and optionally ``total`` and ``note``."""
+        progress = Progress(
+            TextColumn("    {task.description:<24.24}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=self._quiet or not self.console.is_terminal,  # a log file wants no bars
+            transient=True,
+        )
+        with progress:
+            task = progress.add_task(description, total=total, note="")
+
+            def advance(completed: int, total: int | None = None, note: str = "") -> None:
+                progress.update(task, completed=completed, total=total, note=note)
+
+            yield advance

@@ -1,0 +1,72 @@
+"""Stages ``retriever`` and ``index``: what a run leaves for an application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stm_retriever import Embedder, Retriever
+from stm_training.commands.index import add_in_batches, as_document
+from stm_training.data.records import Passage
+from stm_training.export.folder_writer import write_retriever_folder
+from stm_training.pipeline.console import RunConsole
+from stm_training.pipeline.merging import MERGED, Choice, apply_choice
+from stm_training.pipeline.settings import base_name, load_base
+from stm_training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the card says about where a model comes from."""
+
+    experts: Sequence[Mapping[str, Any]]
+    data: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Any]
+
+
+def write_retriever(
+    recipe: Recipe,
+    choice: Choice,
+    adapters: Mapping[str, Path],
+    provenance: Provenance,
+    out: Path,
+    console: RunConsole,
+) -> None:
+    """Export what ships; raises ``ExportParityError`` where the ONNX file gives other vectors."""
+    backbone = load_base(recipe)
+    apply_choice(backbone, choice, adapters)
+    base = {"name": base_name(recipe), "revision": recipe.base.revision}
+    if recipe.base.source.count("/") == 1 and not Path(recipe.base.source).exists():
+        base["hub_name"] = recipe.base.source
+    used = {name.removeprefix("expert:") for name in choice.members}
+    with console.bar("exporting to ONNX") as advance:
+        steps = 0
+
+        def tell(line: str) -> None:
+            nonlocal steps
+            steps += 1
+            advance(steps, note=line)
+
+        write_retriever_folder(
+            backbone,
+            out,
+            name=recipe.name,
+            base=base,
+            experts=[expert for expert in provenance.experts if expert["name"] in used],
+            merge=choice.merge if choice.shipped == MERGED else None,
+            data=provenance.data,
+            licences=[recipe.licence] if recipe.licence else [],
+            metrics=provenance.metrics,
+            progress=tell,
+        )
+
+
+def build_index(retriever_folder: Path, passages: Sequence[Passage], out: Path, *, quiet: bool) -> None:
+    """Encode all passages with the exported model and store them."""
+    embedder = Embedder.load(retriever_folder)
+    with Retriever.create(out, embedder=embedder, exist_ok=True) as index:
+        add_in_batches(
+            index, (as_document(passage) for passage in passages), total=len(passages), quiet=quiet
+        )

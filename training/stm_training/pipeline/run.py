@@ -1,0 +1,284 @@
+"""A whole run: the stages of a recipe in order, and what it tells at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stm_training.data.reading import read_corpus, read_pairs
+from stm_training.data.records import Pair, Passage
+from stm_training.pipeline import corpus as corpus_stage
+from stm_training.pipeline import summary as summary_stage
+from stm_training.pipeline.collections import Problem, guard_problem, judged_and_sample, read_split
+from stm_training.pipeline.console import RunConsole
+from stm_training.pipeline.corpus import PASSAGES
+from stm_training.pipeline.delivery import Provenance, build_index, write_retriever
+from stm_training.pipeline.evaluation import evaluate_on_test
+from stm_training.pipeline.experts import ExpertPlan, plan_experts, train_one
+from stm_training.pipeline.merging import VECTORS, Choice, read_choice, search_and_choose
+from stm_training.pipeline.pairs import JOURNAL, PAIRS, make_pairs
+from stm_training.pipeline.settings import MODEL_CODE, base_name, load_base
+from stm_training.pipeline.stages import Stage, StageRunner, run_lock
+from stm_training.pipeline.use import read_answers, use_index
+from stm_training.recipe import Recipe
+from stm_training.report.summary import ProvenOn
+
+RETRIEVER, INDEX, REPORT = "retriever", "index", "report"
+_FIXED_STAGES = 8  # corpus, pairs, merge, evaluate, retriever, index, use, report
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, json_path: Path | None = None, quiet: bool = False) -> int:
+    """Run a recipe, or the rest of it.
+
+    Args:
+        recipe: The recipe.
+        folder: Run folder; stages that are finished there are not repeated.
+        json_path: Where to write the figures, if anywhere.
+        quiet: No progress bars.
+
+    Returns:
+        0, or 3 where the test queries contradict the choice.
+    """
+    _calm_libraries()
+    console = RunConsole(quiet=quiet)
+    with run_lock(folder):
+        return _Run(recipe, folder, console, quiet).execute(json_path)
+
+
+def _calm_libraries() -> None:
+    """Keep other packages' bars, advice and telemetry out of a run."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass
+class _Run:
+    recipe: Recipe
+    folder: Path
+    console: RunConsole
+    quiet: bool
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def execute(self, json_path: Path | None) -> int:
+        recipe = self.recipe
+        total = _FIXED_STAGES + len(recipe.experts) + int(recipe.all_data)
+        self.runner = StageRunner(self.folder, total, self.console.announce)
+        self._prepare()
+        plans = plan_experts(recipe, self._pairs())
+        adapters = self._train(plans)
+        choice = self._choose(adapters)
+        self._evaluate(choice, adapters)
+        self._deliver(choice, adapters, plans)
+        return self._report(choice, plans, json_path)
+
+    def _prepare(self) -> None:
+        recipe = self.recipe
+        described = recipe.model_dump(mode="json")
+        base = load_base(recipe)
+        self.base_key = {"base": described["base"], "weights": summary_stage.weights_digest(base.path)}
+        corpus_settings = {
+            name: described[name] for name in ("corpus", "split", "queries", "seed", "on_error")
+        }
+        inputs = [Path(recipe.corpus)] + ([Path(recipe.queries.path)] if recipe.queries else [])
+        self._stage(
+            "corpus",
+            lambda out: corpus_stage.prepare_corpus(
+                recipe,
+                out,
+                count_tokens=lambda texts: base.tokenizer.count(texts, "document"),
+                max_length=base.max_length,
+            ),
+            settings=corpus_settings | self.base_key,
+            inputs=inputs,
+            code=("stm_training.data", "stm_training.pipeline.corpus"),
+        )
+        replay = recipe.synthesize.llm.replay if recipe.synthesize and recipe.synthesize.llm else None
+        self._stage(
+            "pairs",
+            lambda out: make_pairs(recipe, self._path("corpus"), self.folder / JOURNAL, out, self.console),
+            settings={
+                name: described[name] for name in ("synthesize", "queries", "seed", "on_leak", "experts")
+            },
+            inputs=[self.stages["corpus"], *([Path(replay)] if replay else [])],
+            code=(
+                "stm_training.synthesize",
+                "stm_training.llm",
+                "stm_training.data",
+                "stm_training.pipeline.pairs",
+            ),
+        )
+
+    def _train(self, plans: list[ExpertPlan]) -> dict[str, Path]:
+        adapters: dict[str, Path] = {}
+        for plan in plans:
+            name = f"expert-{plan.name}"
+            self._stage(
+                name,
+                lambda out, plan=plan: train_one(
+                    self.recipe, plan, self.folder / "scratch" / plan.name, out, self.console
+                ),
+                settings=plan.settings() | self.base_key | {"seed": self.recipe.seed},
+                inputs=[self.stages["pairs"]],
+                code=("stm_training.finetune", "stm_training.pipeline.experts", *MODEL_CODE),
+            )
+            adapters[plan.system] = self._path(name) / "adapter"
+        return adapters
+
+    def _choose(self, adapters: Mapping[str, Path]) -> Choice:
+        recipe = self.recipe
+        described = recipe.model_dump(mode="json")
+        self._stage(
+            "merge",
+            lambda out: search_and_choose(
+                recipe, adapters, self._problem("dev"), self._guards("dev"), out, self.console
+            ),
+            settings={name: described[name] for name in ("merge", "evaluate", "ship_if", "guards", "seed")}
+            | self.base_key,
+            inputs=[self.stages["pairs"], *self._experts(), *self._guard_folders()],
+            code=(
+                "stm_training.merge",
+                "stm_training.evaluate",
+                "stm_training.finetune.encode",
+                "stm_training.pipeline.merging",
+                "stm_training.pipeline.candidates",
+                *MODEL_CODE,
+            ),
+        )
+        return read_choice(self._path("merge"))
+
+    def _deliver(self, choice: Choice, adapters: Mapping[str, Path], plans: list[ExpertPlan]) -> None:
+        recipe = self.recipe
+        provenance = Provenance(
+            experts=[plan.card() for plan in plans],
+            data=summary_stage.data_card(recipe, self._path("pairs")),
+            metrics=summary_stage.card_metrics(recipe, choice, self._path("evaluate"), self._proven_on()),
+        )
+        self._stage(
+            RETRIEVER,
+            lambda out: write_retriever(recipe, choice, adapters, provenance, out, self.console),
+            settings={"name": recipe.name, "licence": recipe.licence, "base": base_name(recipe)}
+            | self.base_key,
+            inputs=[self.stages["merge"], self.stages["evaluate"], *self._experts()],
+            code=("stm_training.export", "stm_training.merge", "stm_retriever", *MODEL_CODE),
+        )
+        self._stage(
+            INDEX,
+            lambda out: build_index(self._path(RETRIEVER), self._passages(), out, quiet=self.quiet),
+            settings={},
+            inputs=[self.stages[RETRIEVER], self.stages["corpus"]],
+            code=("stm_retriever",),
+        )
+        self._stage(
+            "use",
+            lambda out: use_index(self._path(INDEX), recipe.examples, self._problem("test"), out),
+            settings={"examples": list(recipe.examples)},
+            inputs=[self.stages[INDEX], self.stages["pairs"]],
+            code=("stm_retriever", "stm_training.pipeline.use"),
+        )
+
+    def _evaluate(self, choice: Choice, adapters: Mapping[str, Path]) -> None:
+        recipe = self.recipe
+        self._stage(
+            "evaluate",
+            lambda out: evaluate_on_test(
+                recipe,
+                choice,
+                adapters,
+                self._problem("test"),
+                self._guards("test"),
+                self._path("merge") / VECTORS,
+                out,
+                self.console,
+            ),
+            settings={"guards": recipe.model_dump(mode="json")["guards"], "seed": recipe.seed},
+            inputs=[self.stages["pairs"], self.stages["merge"], *self._guard_folders()],
+            code=("stm_training.evaluate", "stm_training.merge", "stm_training.pipeline.evaluation"),
+        )
+
+    def _report(self, choice: Choice, plans: list[ExpertPlan], json_path: Path | None) -> int:
+        summary = summary_stage.summarise(
+            self.recipe, choice, plans, self.stages, self.runner.seconds(), self._proven_on()
+        )
+        self._stage(
+            REPORT,
+            lambda out: summary_stage.write_outputs(summary, out),
+            settings=json.loads(summary.model_dump_json()),
+            inputs=[self.stages["evaluate"], self.stages["use"]],
+            code=("stm_training.report",),
+        )
+        summary_stage.show(summary, self.console.console)
+        self._show_examples()
+        self._show_folders()
+        if json_path is not None:
+            json_path.parent.mkdir(parents=True, exist_ok=True)
+            json_path.write_text(json.dumps(summary.figures(), indent=2) + "\n", encoding="utf-8")
+        return 3 if summary.contradiction else 0
+
+    def _show_examples(self) -> None:
+        answers = read_answers(self._path("use"))
+        if not answers:
+            return
+        interfaces = list(dict.fromkeys(answer.interface for answer in answers))
+        self.console.announce(f"\nExamples, the same hits and scores through {', '.join(interfaces)}:")
+        for answer in answers:
+            if answer.interface != interfaces[0]:
+                continue
+            self.console.announce(f"  {answer.question}")
+            for name, score in answer.hits:
+                self.console.announce(f"    {score:.4f}  {name}")
+
+    def _show_folders(self) -> None:
+        self.console.announce("\nWhere things are:")
+        for label, name in (
+            ("retriever folder", RETRIEVER),
+            ("index folder", INDEX),
+            ("report", "report/report.html"),
+        ):
+            self.console.announce(f"  {label:<17}{self.folder / name}")
+
+    # What the stages left, read when it is needed.
+
+    def _stage(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self.stages[name] = self.runner.run(name, *args, **kwargs)
+
+    def _path(self, name: str) -> Path:
+        return self.stages[name].path
+
+    def _experts(self) -> list[Stage]:
+        return [stage for name, stage in self.stages.items() if name.startswith("expert-")]
+
+    def _guard_folders(self) -> list[Path]:
+        return [Path(guard.path) for guard in self.recipe.guards.values()]
+
+    def _passages(self) -> list[Passage]:
+        return read_corpus(self._path("corpus") / PASSAGES, allow_title_only=True)
+
+    def _pairs(self) -> list[Pair]:
+        return read_pairs(self._path("pairs") / PAIRS)
+
+    def _proven_on(self) -> ProvenOn:
+        return summary_stage.proven_on(self._path("pairs"))
+
+    def _problem(self, split: summary_stage.HeldOut) -> Problem:
+        queries, qrels = read_split(self._path("pairs"), split)
+        passages = self._passages()
+        if split == "dev" and self.recipe.evaluate.dev_documents is not None:
+            passages = judged_and_sample(
+                passages, qrels, self.recipe.evaluate.dev_documents, seed=self.recipe.seed
+            )
+        return Problem(split, passages, queries, qrels)
+
+    def _guards(self, half: summary_stage.HeldOut) -> list[Problem]:
+        limit = self.recipe.evaluate.dev_documents if half == "dev" else None
+        return [
+            guard_problem(name, guard, half, seed=self.recipe.seed, max_documents=limit)
+            for name, guard in self.recipe.guards.items()
+        ]

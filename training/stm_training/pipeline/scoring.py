@@ -1,0 +1,84 @@
+"""Scores of a model in memory on the run's problems, per query."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm_training.evaluate.bm25 import BM25
+from stm_training.evaluate.metrics import score_run
+from stm_training.evaluate.ranking import rank
+from stm_training.finetune.backbone import Backbone
+from stm_training.finetune.encode import encode_texts
+from stm_training.pipeline.collections import Problem, document_id
+
+QueryMetrics = dict[str, dict[str, float]]
+Vectors = NDArray[np.float32]
+
+# Passages ranked per query before those of one document are counted once.
+_DEPTH = 100
+
+
+def encode_passages(backbone: Backbone, problem: Problem) -> Vectors:
+    """Vectors (m, d) of a problem's passages, in their order."""
+    return encode_texts(backbone, [passage.content for passage in problem.passages], "document")
+
+
+def score_backbone(backbone: Backbone, problem: Problem, documents: Vectors | None = None) -> QueryMetrics:
+    """Encode a problem with a model in memory, rank, and score.
+
+    Args:
+        backbone: The model.
+        problem: The problem.
+        documents: The passages' vectors (m, d) by this very model, where they are known.
+
+    Returns:
+        ``{"ndcg@10": {query id: value}, "recall@10": {...}}``.
+    """
+    if documents is None:
+        documents = encode_passages(backbone, problem)
+    queries = encode_texts(backbone, list(problem.queries.values()), "query")
+    return score_vectors(queries, documents, problem)
+
+
+def score_vectors(queries: Vectors, documents: Vectors, problem: Problem) -> QueryMetrics:
+    """Score query vectors (n, d) against passage vectors (m, d), in the problem's order."""
+    run = rank(
+        queries,
+        documents,
+        query_ids=list(problem.queries),
+        doc_ids=[passage.id for passage in problem.passages],
+        k=min(_DEPTH, len(problem.passages)),
+    )
+    return score_passages(run, problem)
+
+
+def vectors_path(folder: Path, system: str, problem: Problem) -> Path:
+    """Where a system's passage vectors are kept: the name holds which passages they are of."""
+    ids = "\n".join(passage.id for passage in problem.passages)
+    digest = hashlib.sha256(ids.encode()).hexdigest()[:16]
+    return folder / f"{system.replace(':', '-')}-{digest}.npy"
+
+
+def score_bm25(problem: Problem) -> QueryMetrics:
+    """Score BM25 on a problem."""
+    index = BM25({passage.id: passage.content for passage in problem.passages})
+    return score_passages(index.search(problem.queries, k=_DEPTH), problem)
+
+
+def score_passages(run: Mapping[str, Sequence[tuple[str, float]]], problem: Problem) -> QueryMetrics:
+    """Score ranked passages, counting each document once, at its best passage."""
+    parent = {passage.id: document_id(passage) for passage in problem.passages}
+    documents: dict[str, list[tuple[str, float]]] = {}
+    for query_id, hits in run.items():
+        best: dict[str, float] = {}
+        for passage_id, score in hits:
+            name = parent[passage_id]
+            if not (problem.exclude_self and name == query_id):
+                best.setdefault(name, score)  # hits come best first
+        documents[query_id] = list(best.items())
+    return score_run(documents, problem.qrels)

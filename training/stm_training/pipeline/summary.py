@@ -1,0 +1,215 @@
+"""What a run tells at the end: its table, its JSON figures, its report, and the card's entries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stm_training.evaluate.compare import Comparison, compare, contradiction
+from stm_training.evaluate.versions import installed_versions
+from stm_training.pipeline.corpus import INFO
+from stm_training.pipeline.evaluation import NDCG, SCORES
+from stm_training.pipeline.experts import RECORD, ExpertPlan
+from stm_training.pipeline.merging import BASE, MERGED, Choice
+from stm_training.pipeline.pairs import PAIRS_INFO
+from stm_training.pipeline.settings import base_name
+from stm_training.pipeline.stages import Stage, content_digest
+from stm_training.pipeline.use import USE
+from stm_training.recipe import Recipe
+from stm_training.report.html import write_report
+from stm_training.report.summary import (
+    DataSummary,
+    ExpertSummary,
+    GuardSummary,
+    LeakageSummary,
+    MergeSummary,
+    ParitySummary,
+    ProvenOn,
+    RunSummary,
+    SkippedLine,
+    SynthesisSummary,
+)
+from stm_training.report.table import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HeldOut = Literal["dev", "test"]
+FIGURES = "figures.json"
+
+
+def weights_digest(folder: Path) -> str:
+    """Hash of a base's weights and tokenizer, so that another model never reuses a stage."""
+    parts = [
+        content_digest(path)
+        for pattern in ("*.safetensors", "config.json", "tokenizer.json")
+        for path in sorted(folder.rglob(pattern))
+        if "onnx" not in path.parts
+    ]
+    return ":".join(parts)
+
+
+def proven_on(pairs_folder: Path) -> ProvenOn:
+    """What the development and test queries are."""
+    info = _read(pairs_folder / PAIRS_INFO)
+    return "user queries" if info["proven_on"] == "user queries" else "synthetic queries only"
+
+
+def data_card(recipe: Recipe, pairs_folder: Path) -> list[dict[str, Any]]:
+    """Training data as the model card names it."""
+    info = _read(pairs_folder / PAIRS_INFO)
+    entries = [{"name": Path(recipe.corpus).name, "kind": "corpus"}]
+    for source, kinds in info["sources"].items():
+        entries.append({"name": source, "kind": "training pairs", "pairs": kinds})
+    return entries
+
+
+def card_metrics(recipe: Recipe, choice: Choice, evaluation: Path, proven: ProvenOn) -> dict[str, Any]:
+    """Figures of what ships and of its base, for manifest and card."""
+    comparison = _comparison(recipe, _read(evaluation / SCORES))
+    figures = {name: comparison.systems[name].figures() for name in dict.fromkeys((BASE, choice.shipped))}
+    return {
+        "test": figures,
+        "test_queries": comparison.queries,
+        "proven_on": proven,
+        "chosen_on_dev_queries": choice.decision.dev_queries,
+        "reason": choice.decision.reason,
+    }
+
+
+def _comparison(recipe: Recipe, document: Mapping[str, Any]) -> Comparison:
+    return compare(document["scores"], BASE, seed=recipe.seed, samples=recipe.evaluate.bootstrap_samples)
+
+
+def summarise(
+    recipe: Recipe,
+    choice: Choice,
+    plans: Sequence[ExpertPlan],
+    stages: Mapping[str, Stage],
+    seconds: Mapping[str, float],
+    proven: ProvenOn,
+) -> RunSummary:
+    """Collect what the stages found."""
+    evaluation = _read(stages["evaluate"].path / SCORES)
+    comparison = _comparison(recipe, evaluation)
+    against = contradiction(comparison, choice.shipped)
+    corpus = _read(stages["corpus"].path / INFO)
+    pairs = _read(stages["pairs"].path / PAIRS_INFO)
+    parity = _read(stages["retriever"].path / "onnx" / "parity.json")
+    return RunSummary(
+        name=recipe.name,
+        verdict=_verdict(choice, comparison, proven),
+        shipped=choice.shipped,
+        proven_on=proven,
+        systems=comparison.systems,
+        contradiction=None if against is None else against.message,
+        selection=choice.decision,
+        seconds=dict(seconds),
+        versions=installed_versions(),
+        seed=recipe.seed,
+        base_model=base_name(recipe),
+        data=_data(recipe, corpus, pairs, comparison, choice, evaluation),
+        experts=tuple(_expert(plan, stages) for plan in plans),
+        merge=_merge(choice),
+        parity=_parity(parity),
+        synthesis=SynthesisSummary(**pairs["synthesis"]) if pairs["synthesis"] else None,
+        leakage=LeakageSummary(**pairs["leakage"]),
+        guards=tuple(GuardSummary(name=name, scores=scores) for name, scores in evaluation["guards"].items()),
+        served_ndcg10=_read(stages["use"].path / USE)["served"][NDCG],
+        skipped_rows=tuple(SkippedLine(**row) for row in corpus["skipped"]),
+        notice=recipe.notice,
+        recipe_yaml=_as_yaml(recipe),
+    )
+
+
+def _data(
+    recipe: Recipe,
+    corpus: Mapping[str, Any],
+    pairs: Mapping[str, Any],
+    comparison: Comparison,
+    choice: Choice,
+    evaluation: Mapping[str, Any],
+) -> DataSummary:
+    return DataSummary(
+        corpus=Path(recipe.corpus).name,
+        documents=corpus["documents"],
+        passages=corpus["passages"],
+        train_pairs=pairs["kinds"],
+        dev_queries=choice.decision.dev_queries,
+        test_queries=comparison.queries,
+        guards={name: pairs_dev for name, pairs_dev in evaluation["guard_queries"].items()},
+    )
+
+
+def _expert(plan: ExpertPlan, stages: Mapping[str, Stage]) -> ExpertSummary:
+    record = _read(stages[f"expert-{plan.name}"].path / RECORD)
+    losses = record["losses"]
+    return ExpertSummary(
+        name=plan.system,
+        kinds=tuple(plan.kinds()),
+        pairs=len(plan.pairs),
+        steps=len(losses),
+        batch_size=plan.train.batch_size,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        seconds=record["seconds"],
+    )
+
+
+def _parity(document: Mapping[str, Any]) -> ParitySummary:
+    figures = document["fp32"]
+    return ParitySummary(
+        rows=sum(case["batch"] for case in figures["cases"]),
+        max_abs_diff=figures["max_abs_diff"],
+        min_cosine=figures["min_cosine"],
+        tolerance=figures["limit"],
+    )
+
+
+def _merge(choice: Choice) -> MergeSummary:
+    merge = choice.merge
+    density = merge["density"] if merge["method"] == "ties" else None
+    return MergeSummary(
+        method=merge["method"], weights=merge["weights"], density=density, trials=choice.trials
+    )
+
+
+def _verdict(choice: Choice, comparison: Comparison, proven: ProvenOn) -> str:
+    """One sentence: what ships, and what the test queries say."""
+    where = f"{comparison.queries} test queries" + ("" if proven == "user queries" else " (synthetic only)")
+    if choice.shipped == BASE:
+        return f"The untouched base ships. {choice.decision.reason}"
+    result = comparison.systems[choice.shipped]
+    if result.delta is None or result.ci95 is None:
+        return f"{choice.shipped} ships."
+    lo, hi = (100 * end for end in result.ci95)
+    sure = "better than" if lo > 0 else "worse than" if hi < 0 else "not distinguishable from"
+    best = f" ({choice.merge['method']})" if choice.shipped == MERGED else ""
+    return (
+        f"{choice.shipped}{best} ships: on {where} it is {sure} the base, "
+        f"{100 * result.delta:+.2f} nDCG@10 points (95 % interval {lo:+.2f} to {hi:+.2f})."
+    )
+
+
+def _as_yaml(recipe: Recipe) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def write_outputs(summary: RunSummary, out: Path) -> None:
+    """Write the report and the figures."""
+    write_report(summary, out / "report.html")
+    (out / FIGURES).write_text(json.dumps(summary.figures(), indent=2) + "\n", encoding="utf-8")
+
+
+def show(summary: RunSummary, console: Console) -> None:
+    """Print the table."""
+    console.print()
+    print_table(summary, console)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,337 @@
+"""The recipe: one YAML file that says everything a run does.
+
+Every field is documented here once; ``stm-train init`` writes these descriptions as comments, and an
+unknown key is an error. Defaults are the paper's (STM, arXiv 2602.04731) where it gives one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stm_retriever.errors import ConfigError, require
+from stm_training.demo.base_model import find_base
+
+QueryKind = Literal["question", "claim", "title", "keywords", "sentence"]
+LABELLED = "labelled"
+
+# Where the collections of the benchmarks and the recorded completions lie, unless the environment says so.
+_SHARED_FOLDERS = {"STM_DATA": "data", "STM_LLM": "llm", "STM_MODELS": "models"}
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PromptSection(_Section):
+    """Text put before every query and every document, at training and ever after."""
+
+    query: str = Field("", description="Put before each query, verbatim.")
+    document: str = Field("", description="Put before each document, verbatim.")
+
+
+class BaseSection(_Section):
+    """The model to start from."""
+
+    source: str = Field(description="Folder or Hugging Face name of an encoder, a decoder or an embedder.")
+    name: str | None = Field(None, description="How the model card calls it; null: the source.")
+    revision: str | None = Field(None, description="Revision on the hub; a commit hash repeats exactly.")
+    download: bool = Field(False, description="Allow a download from the hub when the cache has no copy.")
+    pooling: Literal["auto", "cls", "mean", "last"] = Field(
+        "auto",
+        description="How token states become one vector; auto: the folder's own, else by architecture.",
+    )
+    attention: Literal["auto", "causal", "bidirectional"] = Field(
+        "auto", description="Attention mask of a decoder. STM's paper trains decoders bidirectionally."
+    )
+    max_length: int | None = Field(None, ge=8, description="Tokens a text may have; null: the folder's own.")
+    prompts: PromptSection | None = Field(None, description="null: the prompts stored in the folder, if any.")
+
+
+class SplitSection(_Section):
+    """How long documents become passages."""
+
+    mode: Literal["auto", "always", "never"] = Field(
+        "auto", description="auto: split all but BEIR folders, whose qrels name whole documents."
+    )
+    max_tokens: int | None = Field(None, ge=16, description="Tokens a passage may have; null: the model's.")
+    overlap_tokens: int = Field(32, ge=0, description="Tokens that a passage repeats of the one before.")
+
+
+class QueriesSection(_Section):
+    """Labelled queries (BEIR layout), for training, for choosing (dev) and for the final figures (test)."""
+
+    path: str = Field(description="BEIR folder with queries.jsonl and qrels/*.tsv.")
+    train: str | None = Field(None, description="Name of the qrels file to train on; null: none.")
+    dev: str | None = Field(
+        None, description="qrels file to choose on; null: cut out of train by a seeded hash."
+    )
+    test: str | None = Field(
+        None, description="qrels file that is scored once, at the end; never trained on."
+    )
+    dev_fraction: float = Field(0.2, gt=0, lt=1, description="Share of train that becomes dev.")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of train that becomes test without one.")
+
+    @model_validator(mode="after")
+    def _something_left_to_train_on(self) -> Self:
+        taken = (0 if self.dev else self.dev_fraction) + (0 if self.test else self.test_fraction)
+        if self.train is not None and taken >= 1:
+            message = f"dev_fraction and test_fraction take {taken:g} of train; leave some to train on"
+            raise ValueError(message)
+        return self
+
+
+class GuardSection(_Section):
+    """A collection of another domain that must not get worse; its queries are halved into dev and test."""
+
+    path: str = Field(description="BEIR folder.")
+    split: str = Field("test", description="Name of its qrels file.")
+    exclude_self: bool = Field(False, description="Drop the document with the query's own id (ArguAna).")
+
+
+class LLMSection(_Section):
+    """Where completions come from: an OpenAI-compatible server, or completions recorded earlier."""
+
+    base_url: str | None = Field(
+        None, description="For instance http://127.0.0.1:8000/v1 (vLLM, Ollama, ...)."
+    )
+    model: str = Field("recorded", description="Model name as the server knows it.")
+    replay: str | None = Field(None, description="JSONL of recorded completions, served on loopback instead.")
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    allow_remote: bool = Field(False, description="Must be true before texts leave this machine.")
+    concurrency: int = Field(4, ge=1, le=256, description="Requests in flight.")
+    timeout: float = Field(120.0, gt=0, description="Seconds to wait for one answer.")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.base_url is None) == (self.replay is None):
+            message = "give exactly one of base_url (a server) and replay (a file of recorded completions)"
+            raise ValueError(message)
+        return self
+
+
+class SynthesizeSection(_Section):
+    """Training queries and hard negatives written from the documents alone."""
+
+    llm: LLMSection | None = Field(None, description="null: the extractive generator, which needs no LLM.")
+    kinds: tuple[QueryKind, ...] | None = Field(
+        None, description="null: question, claim, keywords of an LLM; title, keywords, sentence without one."
+    )
+    hard_negatives: bool = Field(True, description="Also let the LLM write one hard negative per document.")
+    max_documents: int | None = Field(None, ge=1, description="Use a seeded sample of the documents.")
+
+
+class TrainSection(_Section):
+    """Settings of the contrastive training, shared by all experts unless they set their own."""
+
+    steps: int = Field(100, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(32, ge=2, description="Pairs per step; every pair is the others' negative.")
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate of AdamW.")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up; at most a tenth of the steps.")
+    temperature: float = Field(0.05, gt=0, description="Divides the cosine similarities in the loss.")
+    lora_rank: int = Field(16, ge=1, description="Rank of the LoRA matrices, on all linear layers.")
+    lora_alpha: int = Field(32, ge=1, description="LoRA scale is alpha / rank.")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the LoRA matrices; slow on a CPU."
+    )
+    max_length: int | None = Field(None, ge=8, description="Tokens per text in training; null: the model's.")
+
+
+class ExpertSection(_Section):
+    """One expert: a slice of the training pairs."""
+
+    kinds: tuple[str, ...] = Field(
+        description="Kinds of pair: question, claim, title, keywords, labelled, ..."
+    )
+    hard_negatives: bool = Field(True, description="Use the hard negatives of these pairs.")
+    steps: int | None = Field(None, ge=1, description="Overrides train.steps.")
+    learning_rate: float | None = Field(None, gt=0, description="Overrides train.learning_rate.")
+
+
+class MergeSection(_Section):
+    """Which merges of the experts' full deltas with the base are tried on the development queries."""
+
+    methods: tuple[Literal["linear", "task_arithmetic", "ties"], ...] = Field(
+        ("task_arithmetic", "ties"),
+        description="Merge methods; linear is task_arithmetic with weights scaled to sum to 1.",
+    )
+    weights: tuple[float, ...] = Field(
+        (0.0, 0.3, 0.5, 0.7, 0.9),
+        description="Weights that an expert may get (the paper's grid is 0 to 0.9).",
+    )
+    densities: tuple[float, ...] = Field((0.3, 0.5, 0.7), description="Densities for ties.")
+    trials: int = Field(12, ge=1, description="Merges to try; a seeded sample where the grid is larger.")
+
+
+class EvaluateSection(_Section):
+    """How models are scored."""
+
+    dev_documents: int | None = Field(
+        None,
+        ge=100,
+        description="Rank dev and guards against judged documents plus a seeded sample up to this.",
+    )
+    max_guard_loss: float = Field(
+        0.5, ge=0, description="Largest loss on a guard, in nDCG@10 points (0-100)."
+    )
+    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples of the paired bootstrap.")
+
+
+class Recipe(_Section):
+    """Everything a run does."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Names the run folder and the model.")
+    seed: int = Field(0, ge=0, description="Seeds every sample, split and shuffle.")
+    notice: str | None = Field(None, description="A line to print with the results.")
+    base: BaseSection
+    corpus: str = Field(description="BEIR folder, JSONL file, or folder of .txt, .md, .html files.")
+    on_error: Literal["raise", "skip"] = Field("raise", description="skip: leave bad rows out and list them.")
+    on_leak: Literal["raise", "drop"] = Field(
+        "raise", description="A training query that is also a dev or test query: stop, or drop the pair."
+    )
+    split: SplitSection = SplitSection()
+    queries: QueriesSection | None = Field(
+        None, description="null: dev and test are synthetic queries from documents not trained on."
+    )
+    guards: dict[str, GuardSection] = Field(default_factory=dict, description="Name: collection.")
+    synthesize: SynthesizeSection | None = Field(
+        SynthesizeSection(), description="null: labelled pairs only."
+    )
+    train: TrainSection = TrainSection()
+    experts: dict[str, ExpertSection] = Field(
+        default_factory=lambda: {
+            "questions": ExpertSection(kinds=("question", "sentence")),
+            "statements": ExpertSection(kinds=("claim", "title", "keywords")),
+        },
+        min_length=2,
+        description="At least two experts by name.",
+    )
+    all_data: bool = Field(True, description="Also train one model on all pairs at once, as a baseline.")
+    merge: MergeSection = MergeSection()
+    ship_if: Literal["mean", "significant"] = Field(
+        "mean", description="mean: better on dev; significant: the 95 % interval of the gain is above 0."
+    )
+    evaluate: EvaluateSection = EvaluateSection()
+    licence: str | None = Field(None, description="Licence of the resulting model, for its card.")
+    examples: tuple[str, ...] = Field((), description="Questions answered from the index at the end.")
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if self.synthesize is None and (self.queries is None or self.queries.train is None):
+            message = "there is nothing to train on: set synthesize, or queries with a train split"
+            raise ValueError(message)
+        for name in self.experts:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+                message = f"expert name {name!r} must be letters, digits, '.', '_' or '-'"
+                raise ValueError(message)
+        return self
+
+
+def load_recipe(path: Path | str, *, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe, expand ``${VARIABLES}``, resolve its paths, and check every key.
+
+    Relative paths are taken from the recipe's own folder.
+
+    Args:
+        path: YAML file.
+        overrides: Top-level values that replace those of the file.
+
+    Returns:
+        The checked recipe, all paths absolute.
+
+    Raises:
+        ConfigError: If the file is missing, is no YAML, or has an unknown or unusable key.
+    """
+    path = Path(path)
+    yaml = require("yaml", extra="train", purpose="reading recipes")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        message = f"There is no recipe at {path}. Write one with: stm-train init {path}"
+        raise ConfigError(message) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        message = f"{path} is not valid YAML: {error}"
+        raise ConfigError(message) from error
+    if not isinstance(raw, dict):
+        message = (
+            f"{path} must hold a mapping of recipe keys, found {type(raw).__name__}. See: stm-train init"
+        )
+        raise ConfigError(message)
+    return parse_recipe(raw | (overrides or {}), folder=path.resolve().parent, origin=str(path))
+
+
+def parse_recipe(raw: dict[str, Any], *, folder: Path, origin: str) -> Recipe:
+    """Check a recipe that is already a dictionary; see :func:`load_recipe`."""
+    expanded = _expand(raw, folder)
+    try:
+        recipe = Recipe.model_validate(expanded)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from error
+    return _with_absolute_paths(recipe, folder)
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = [f"{origin}: {error.error_count()} problem(s) in the recipe:"]
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        found = "" if item["type"] in {"missing", "extra_forbidden"} else f" (found {item['input']!r:.120})"
+        what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"  {where}: {what}{found}")
+    lines.append("All keys, with their meaning: stm-train init --show")
+    return "\n".join(lines)
+
+
+def _expand(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, folder) for item in value]
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda match: _variable(match.group(1), folder), value)
+    return value
+
+
+def _variable(name: str, folder: Path) -> str:
+    if name in os.environ:
+        return os.environ[name]
+    if name == "STM_BASE":  # the benchmarks' base: the demo's, wherever it is found
+        return str(find_base())
+    if name in _SHARED_FOLDERS:
+        for parent in (Path.cwd(), *Path.cwd().parents, folder, *folder.parents):
+            candidate = parent / "shared" / _SHARED_FOLDERS[name]
+            if candidate.is_dir():
+                return str(candidate)
+    message = (
+        f"The recipe uses ${{{name}}}, which is not set, so its paths cannot be found. "
+        f"Set it to the folder that holds them: export {name}=/path/to/folder"
+    )
+    raise ConfigError(message)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
+
+
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    changes: dict[str, Any] = {"corpus": _absolute(recipe.corpus, folder)}
+    if recipe.queries is not None:
+        queries = {"path": _absolute(recipe.queries.path, folder)}
+        changes["queries"] = recipe.queries.model_copy(update=queries)
+    changes["guards"] = {
+        name: guard.model_copy(update={"path": _absolute(guard.path, folder)})
+        for name, guard in recipe.guards.items()
+    }
+    base = Path(recipe.base.source).expanduser()
+    if recipe.base.source.startswith((".", "/", "~")) or (folder / base).exists():
+        changes["base"] = recipe.base.model_copy(update={"source": _absolute(recipe.base.source, folder)})
+    synthesize = recipe.synthesize
+    if synthesize is not None and synthesize.llm is not None and synthesize.llm.replay is not None:
+        llm = synthesize.llm.model_copy(update={"replay": _absolute(synthesize.llm.replay, folder)})
+        changes["synthesize"] = synthesize.model_copy(update={"llm": llm})
+    return recipe.model_copy(update=changes)
