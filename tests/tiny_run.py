@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,14 +54,21 @@ STAGES = (
 )
 
 
-def write_tiny_recipe(folder: Path, *, topics: tuple[str, ...] = TOPICS, **changes: Any) -> Path:
+def write_tiny_recipe(
+    folder: Path, *, topics: tuple[str, ...] = TOPICS, base: Path | None = None, **changes: Any
+) -> Path:
     """Write base, corpus, queries, guard, recordings and recipe; top-level keys can be replaced.
+
+    Two runs compare only with the same ``base``: training its tokenizer breaks ties by chance.
 
     Returns:
         The recipe's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    build_tiny_model("bert", folder / "base", prompts={"query": "query: ", "document": "passage: "})
+    if base is None:
+        build_tiny_model("bert", folder / "base", prompts={"query": "query: ", "document": "passage: "})
+    else:
+        shutil.copytree(base, folder / "base")
     _write_collection(folder / "health", topics, splits={"dev": 0, "test": 1})
     _write_collection(folder / "general", ("bread", "chess", "sailing", "roses"), splits={"test": None})
     _write_recordings(folder / "completions.jsonl")
@@ -89,12 +98,20 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def _text(topic: str, aspect: str) -> str:
+    """A passage with words of its own, so that something can be extracted from it."""
+    words = ("lamp", "river", "garden", "violin", "copper", "winter", "button", "saddle", "pepper", "marble")
+    own = random.Random(f"{topic} {aspect}").sample(words, 3)
+    detail = f"A nurse in the ward by the {own[0]} wrote this down with a {own[1]} beside the old {own[2]}."
+    return f"{ASPECTS[aspect].format(topic)} {detail} Nothing more is known about it until the next report comes."
+
+
 def _write_collection(folder: Path, topics: tuple[str, ...], splits: dict[str, int | None]) -> None:
     passages = [(topic, aspect) for topic in topics for aspect in ASPECTS]
     _write_rows(
         folder / "corpus.jsonl",
         [
-            {"_id": f"{topic}-{aspect}", "title": f"{topic}: {aspect}", "text": ASPECTS[aspect].format(topic)}
+            {"_id": f"{topic}-{aspect}", "title": f"{topic}: {aspect}", "text": _text(topic, aspect)}
             for topic, aspect in passages
         ],
     )

@@ -132,7 +132,7 @@ def start_and_kill(recipe: Path, run: Path, stage: str) -> list[str]:
 def test_a_killed_run_finishes_and_repeats_no_finished_stage(
     tmp_path: Path, finished: Path, stages: tuple[str, ...]
 ) -> None:
-    recipe = write_tiny_recipe(tmp_path)
+    recipe = write_tiny_recipe(tmp_path, base=finished / "base")
     done_before: set[str] = set()
     for stage in stages:
         lines = start_and_kill(recipe, tmp_path / "run", stage)
@@ -162,7 +162,7 @@ def test_where_nothing_is_learnt_the_base_ships_and_the_output_says_so(tmp_path:
 
 
 def test_without_user_queries_everything_says_synthetic(tmp_path: Path) -> None:
-    experts = {"titles": {"kinds": ["title"]}, "words": {"kinds": ["keywords", "sentence"]}}
+    experts = {"titles": {"kinds": ["title"]}, "all": {"kinds": ["title", "keywords", "sentence"]}}
     recipe = write_tiny_recipe(
         tmp_path,
         topics=tuple(

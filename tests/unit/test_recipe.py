@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from stm_retriever.errors import ConfigError
 from stm_training import recipe as recipe_module
+from stm_training.cli import main
 from stm_training.recipe import Recipe, load_recipe
 from stm_training.recipe_text import commented_recipe
 
@@ -136,3 +137,14 @@ def test_a_commented_section_that_is_uncommented_holds_the_defaults(tmp_path: Pa
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace(block, uncommented), encoding="utf-8")
     assert load_recipe(path).train == Recipe.model_fields["train"].default
+
+
+def test_what_init_writes_is_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    assert main(["init", str(path)]) == 0
+    assert load_recipe(path).synthesize == Recipe.model_fields["synthesize"].default
+    assert main(["init", str(path)]) == 2  # it is not replaced
+    assert main(["init", str(path), "--force", "--queries", "q", "--base-url", "http://127.0.0.1:1/v1"]) == 0
+    recipe = load_recipe(path)
+    assert recipe.queries is not None
+    assert recipe.experts["labelled"].kinds == ("labelled",)

@@ -280,7 +280,10 @@ def _explain(error: ValidationError, origin: str) -> str:
     lines = [f"{origin}: {error.error_count()} problem(s) in the recipe:"]
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        found = "" if item["type"] in {"missing", "extra_forbidden"} else f" (found {item['input']!r:.120})"
+        plain = (
+            isinstance(item["input"], str | int | float | list | tuple) and item["type"] != "extra_forbidden"
+        )
+        found = f" (found {item['input']!r:.120})" if plain else ""
         what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"  {where}: {what}{found}")
     lines.append("All keys, with their meaning: stm-train init --show")

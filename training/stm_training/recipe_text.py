@@ -70,7 +70,8 @@ def _field(name: str, info: FieldInfo, value: Any, is_set: bool) -> Iterator[_Li
         for key, fields in entries.items():
             yield from (line.deeper(is_set) for line in _section(key, entry, fields, is_set))
     elif section is not None:
-        yield from _section(name, section, value or {}, is_set)
+        # A section with nothing set would read as null, which is another thing than its defaults.
+        yield from _section(name, section, value or {}, is_set and bool(value))
     else:
         yield _Line(f"{name}: {_scalar(value if is_set else _default(info))}", is_set)
 

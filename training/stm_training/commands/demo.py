@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TypeAlias
 
-from stm_training.commands.run import EXIT_CODES, add_run_options
+from stm_training.commands.run import EXIT_CODES, add_run_options, require_training
 from stm_training.demo.base_model import HUB_NAME, find_base
 from stm_training.recipe import load_recipe
 
@@ -31,6 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo's recipe."""
+    require_training()
     base = find_base(arguments.base, download=arguments.download)
     from stm_training.pipeline.run import run_recipe
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+from stm_retriever.errors import require
 from stm_training.recipe import load_recipe
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -34,9 +35,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
+def require_training() -> None:
+    """Say which extra is missing before anything is done."""
+    for module in ("torch", "transformers", "peft", "onnxscript", "rich"):
+        require(module, extra="train", purpose="training a retriever")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the recipe."""
     recipe = load_recipe(arguments.recipe)
+    require_training()
     from stm_training.pipeline.run import run_recipe  # after the recipe is checked: this imports torch
 
     folder = Path(arguments.run_folder or Path("runs") / recipe.name)
