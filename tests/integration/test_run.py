@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -97,6 +98,34 @@ def test_all_questions_were_asked_once(finished: Path) -> None:
     rows = journal.read_text(encoding="utf-8").splitlines()
     assert len(rows) == len(set(rows)) == 40 * 4
     assert journal.stat().st_mode & 0o777 == 0o600
+
+
+def test_test_queries_that_contradict_the_choice_change_the_exit_status_and_nothing_else(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    scores_file = tmp_path / "run" / "evaluate" / "scores.json"
+    document = json.loads(scores_file.read_text(encoding="utf-8"))
+    shipped = json.loads((finished / "figures.json").read_text(encoding="utf-8"))["shipped"]
+    if shipped == "base":
+        pytest.skip("the tiny run shipped its base")
+    for query in document["scores"]["base"]["ndcg@10"]:
+        document["scores"]["base"]["ndcg@10"][query] = 1.0
+        document["scores"][shipped]["ndcg@10"][query] = 0.1
+    scores_file.write_text(json.dumps(document), encoding="utf-8")
+    done = stm_train(
+        "run",
+        finished / "recipe.yaml",
+        "--run-folder",
+        tmp_path / "run",
+        "--json",
+        tmp_path / "f.json",
+        "--quiet",
+    )
+    assert done.returncode == 3, done.stderr
+    assert "contradict" in done.stdout
+    assert json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))["shipped"] == shipped
+    assert "contradict" in (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def start_and_kill(recipe: Path, run: Path, stage: str) -> list[str]:

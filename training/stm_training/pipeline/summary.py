@@ -136,6 +136,7 @@ def _data(
         corpus=Path(recipe.corpus).name,
         documents=corpus["documents"],
         passages=corpus["passages"],
+        truncated=corpus["truncated"],
         train_pairs=pairs["kinds"],
         dev_queries=choice.decision.dev_queries,
         test_queries=comparison.queries,
