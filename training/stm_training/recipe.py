@@ -290,13 +290,22 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
+def expand_variables(text: str, folder: Path | None = None) -> str:
+    """Replace ``${VARIABLES}`` as in a recipe that lies in ``folder`` (by default here).
+
+    Raises:
+        ConfigError: If one is not set.
+    """
+    return _VARIABLE.sub(lambda match: _variable(match.group(1), folder or Path.cwd()), text)
+
+
 def _expand(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _expand(item, folder) for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item, folder) for item in value]
     if isinstance(value, str):
-        return _VARIABLE.sub(lambda match: _variable(match.group(1), folder), value)
+        return expand_variables(value, folder)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 
 Advance = Callable[..., None]
+_SECONDS_BETWEEN_LINES = 30
 
 
 class RunConsole:
@@ -36,7 +38,13 @@ class RunConsole:
 
     @contextmanager
     def bar(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """A progress bar; the callable takes ``completed``, and optionally ``total`` and ``note``."""
+        """A progress bar; the callable takes ``completed``, and optionally ``total`` and ``note``.
+
+        Where the output is no terminal (a log file), a line every half minute instead.
+        """
+        if not self.console.is_terminal:
+            yield self._lines(description, total)
+            return
         progress = Progress(
             TextColumn("    {task.description:<24.24}"),
             BarColumn(bar_width=30),
@@ -45,7 +53,7 @@ class RunConsole:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
-            disable=self._quiet or not self.console.is_terminal,  # a log file wants no bars
+            disable=self._quiet,
             transient=True,
         )
         with progress:
@@ -55,3 +63,15 @@ class RunConsole:
                 progress.update(task, completed=completed, total=total, note=note)
 
             yield advance
+
+    def _lines(self, description: str, known_total: int | None) -> Advance:
+        last = time.monotonic()
+
+        def advance(completed: int, total: int | None = None, note: str = "") -> None:
+            nonlocal last
+            if self._quiet or time.monotonic() - last < _SECONDS_BETWEEN_LINES:
+                return
+            last = time.monotonic()
+            self.announce(f"    {description} {completed}/{total or known_total or '?'} {note}".rstrip())
+
+        return advance
