@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -112,6 +113,8 @@ def add_in_batches(
     """Add documents a batch at a time, with a progress bar."""
     from tqdm import tqdm  # comes with tokenizers, through huggingface-hub
 
+    # It would say for each batch what the caller says once, for all passages: how many are cut off.
+    logging.getLogger("stm_retriever.embedder").setLevel(logging.ERROR)
     with tqdm(total=total, unit="passage", desc="indexing", disable=quiet or None) as bar:
         for batch in _batches(iter(documents)):
             retriever.add(batch)
