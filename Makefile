@@ -9,13 +9,14 @@ TYPED := stm_retriever training/stm_training integrations/langchain_stm \
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow check check-wheel format constraints clean
+.PHONY: help install demo test test-slow check check-wheel bench-env format constraints clean
 
 help:
 	@echo "make demo         the whole path on the demo's handbook: train, merge, prove, export, index, search"
 	@echo "make test         the tests (minutes); make test-slow for the long ones"
 	@echo "make check        ruff, formatting, mypy, who may import whom"
 	@echo "make check-wheel  the built wheel in a fresh environment without torch"
+	@echo "make bench-env    environments of the peers that benchmarks measure against, in .venv-bench"
 	@echo "make format       apply ruff's formatting and safe fixes"
 
 install: $(STAMP)
@@ -46,6 +47,9 @@ check: install
 
 check-wheel: install
 	$(BIN)/python tests/check_wheel.py
+
+bench-env: install
+	$(BIN)/python benchmarks/environments.py
 
 format: install
 	$(BIN)/ruff check --fix $(CODE)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,32 +109,30 @@ def build_tiny_model(
 
 
 def build_tokenizer(family: str) -> Any:
-    """Train the family's kind of tokenizer on a few sentences, in memory."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """The family's kind of tokenizer, with a vocabulary learnt from a few sentences; always the same one."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     names = _TOKENS[family]
-    common: dict[str, Any] = {
-        "vocab_size": _VOCABULARY,
-        "special_tokens": list(names.specials),
-        "show_progress": False,
-    }
+    specials = list(names.specials)
     if family == "bert":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer: Any = trainers.WordPieceTrainer(**common)
+        normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+        texts = [normalizer.normalize_str(sentence) for sentence in SENTENCES]
+        vocabulary, _ = _learn_pieces(_words(splitter, texts), specials, inside="##")
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.decoder = normalizer, decoders.WordPiece()
     elif family in {"mistral", "gemma", "xlm_roberta"}:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        splitter = pre_tokenizers.Metaspace()
+        vocabulary, merges = _learn_pieces(_words(splitter, SENTENCES), specials)
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.BpeTrainer(**common)
     else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = sorted(splitter.alphabet())
+        vocabulary, merges = _learn_pieces(_words(splitter, SENTENCES), specials + alphabet)
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges))
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
     if names.first is None and names.last is None:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds no token, as Qwen's
     else:
@@ -143,6 +143,52 @@ def build_tokenizer(family: str) -> Any:
             single=single, pair=pair, special_tokens=[(name, tokenizer.token_to_id(name)) for name in wrapped]
         )
     return tokenizer
+
+
+def _words(splitter: Any, texts: Iterable[str]) -> Counter[str]:
+    return Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(text))
+
+
+def _learn_pieces(
+    words: Counter[str], first: list[str], inside: str = ""
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte-pair encoding, with ties broken by the alphabet: the library's trainer breaks them by chance.
+
+    Args:
+        words: How often each word occurs.
+        first: Tokens that get the first ids.
+        inside: Put before a piece that does not begin its word (WordPiece's ``##``).
+
+    Returns:
+        The vocabulary of at most ``_VOCABULARY`` pieces, and the merges in their order.
+    """
+    split = {word: [word[0], *(inside + letter for letter in word[1:])] for word in words}
+    pieces = list(dict.fromkeys([*first, *sorted({piece for parts in split.values() for piece in parts})]))
+    merges: list[tuple[str, str]] = []
+    while len(pieces) < _VOCABULARY:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in split.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        whole = left + right.removeprefix(inside)
+        merges.append((left, right))
+        pieces.append(whole)
+        for word, parts in split.items():
+            split[word] = _merged(parts, left, right, whole)
+    return {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}, merges
+
+
+def _merged(parts: list[str], left: str, right: str, whole: str) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and merged[-1] == left and part == right:
+            merged[-1] = whole
+        else:
+            merged.append(part)
+    return merged
 
 
 def _sizes() -> dict[str, Any]:

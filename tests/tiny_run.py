@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,21 +53,14 @@ STAGES = (
 )
 
 
-def write_tiny_recipe(
-    folder: Path, *, topics: tuple[str, ...] = TOPICS, base: Path | None = None, **changes: Any
-) -> Path:
+def write_tiny_recipe(folder: Path, *, topics: tuple[str, ...] = TOPICS, **changes: Any) -> Path:
     """Write base, corpus, queries, guard, recordings and recipe; top-level keys can be replaced.
-
-    Two runs compare only with the same ``base``: training its tokenizer breaks ties by chance.
 
     Returns:
         The recipe's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if base is None:
-        build_tiny_model("bert", folder / "base", prompts={"query": "query: ", "document": "passage: "})
-    else:
-        shutil.copytree(base, folder / "base")
+    build_tiny_model("bert", folder / "base", prompts={"query": "query: ", "document": "passage: "})
     _write_collection(folder / "health", topics, splits={"dev": 0, "test": 1})
     _write_collection(folder / "general", ("bread", "chess", "sailing", "roses"), splits={"test": None})
     _write_recordings(folder / "completions.jsonl")

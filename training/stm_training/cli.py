@@ -10,8 +10,22 @@ from collections.abc import Sequence
 
 from stm_retriever import __version__
 from stm_retriever.errors import StmError
+from stm_training.llm.telemetry import telemetry_off
 
-COMMANDS = ("init", "run", "demo", "export", "evaluate", "index", "search", "doctor")
+COMMANDS = (
+    "init",
+    "run",
+    "demo",
+    "synthesize",
+    "mine",
+    "prompts",
+    "convert",
+    "export",
+    "evaluate",
+    "index",
+    "search",
+    "doctor",
+)
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -51,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     level = logging.INFO if arguments.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    telemetry_off()
     try:
         return int(arguments.run(arguments))
     except StmError as error:

@@ -15,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stm_retriever.errors import ConfigError, require
 from stm_training.demo.base_model import find_base
+from stm_training.filtering.settings import FilterSection
+from stm_training.mining.settings import MineSection
+from stm_training.prompting.settings import PromptSearchSection
+from stm_training.synthesize.settings import SynthesizeSection, with_absolute_paths
 
-QueryKind = Literal["question", "claim", "title", "keywords", "sentence"]
 LABELLED = "labelled"
 
 # Where the collections of the benchmarks and the recorded completions lie, unless the environment says so.
@@ -94,39 +97,6 @@ class GuardSection(_Section):
     exclude_self: bool = Field(False, description="Drop the document with the query's own id (ArguAna).")
 
 
-class LLMSection(_Section):
-    """Where completions come from: an OpenAI-compatible server, or completions recorded earlier."""
-
-    base_url: str | None = Field(
-        None, description="For instance http://127.0.0.1:8000/v1 (vLLM, Ollama, ...)."
-    )
-    model: str = Field("recorded", description="Model name as the server knows it.")
-    replay: str | None = Field(None, description="JSONL of recorded completions, served on loopback instead.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
-    allow_remote: bool = Field(False, description="Must be true before texts leave this machine.")
-    concurrency: int = Field(4, ge=1, le=256, description="Requests in flight.")
-    timeout: float = Field(120.0, gt=0, description="Seconds to wait for one answer.")
-    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.base_url is None) == (self.replay is None):
-            message = "give exactly one of base_url (a server) and replay (a file of recorded completions)"
-            raise ValueError(message)
-        return self
-
-
-class SynthesizeSection(_Section):
-    """Training queries and hard negatives written from the documents alone."""
-
-    llm: LLMSection | None = Field(None, description="null: the extractive generator, which needs no LLM.")
-    kinds: tuple[QueryKind, ...] | None = Field(
-        None, description="null: question, claim, keywords of an LLM; title, keywords, sentence without one."
-    )
-    hard_negatives: bool = Field(True, description="Also let the LLM write one hard negative per document.")
-    max_documents: int | None = Field(None, ge=1, description="Use a seeded sample of the documents.")
-
-
 class TrainSection(_Section):
     """Settings of the contrastive training, shared by all experts unless they set their own."""
 
@@ -141,6 +111,7 @@ class TrainSection(_Section):
         0.0, ge=0, lt=1, description="Dropout before the LoRA matrices; slow on a CPU."
     )
     max_length: int | None = Field(None, ge=8, description="Tokens per text in training; null: the model's.")
+    hard_negatives: int = Field(1, ge=0, description="Hard negatives used per pair, at most.")
 
 
 class ExpertSection(_Section):
@@ -203,6 +174,9 @@ class Recipe(_Section):
     synthesize: SynthesizeSection | None = Field(
         SynthesizeSection(), description="null: labelled pairs only."
     )
+    filters: FilterSection | None = Field(None, description="null: only each query on its own is looked at.")
+    mine: MineSection | None = Field(None, description="null: no hard negatives from the corpus.")
+    prompts: PromptSearchSection | None = Field(None, description="null: the base's own query prompt stays.")
     train: TrainSection = TrainSection()
     experts: dict[str, ExpertSection] = Field(
         default_factory=lambda: {
@@ -342,8 +316,9 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     base = Path(recipe.base.source).expanduser()
     if recipe.base.source.startswith((".", "/", "~")) or (folder / base).exists():
         changes["base"] = recipe.base.model_copy(update={"source": _absolute(recipe.base.source, folder)})
-    synthesize = recipe.synthesize
-    if synthesize is not None and synthesize.llm is not None and synthesize.llm.replay is not None:
-        llm = synthesize.llm.model_copy(update={"replay": _absolute(synthesize.llm.replay, folder)})
-        changes["synthesize"] = synthesize.model_copy(update={"llm": llm})
+    if recipe.synthesize is not None:
+        changes["synthesize"] = with_absolute_paths(recipe.synthesize, lambda path: _absolute(path, folder))
+    if recipe.prompts is not None and recipe.prompts.candidates is not None:
+        candidates = {"candidates": _absolute(recipe.prompts.candidates, folder)}
+        changes["prompts"] = recipe.prompts.model_copy(update=candidates)
     return recipe.model_copy(update=changes)

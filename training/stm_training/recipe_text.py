@@ -77,7 +77,8 @@ def _field(name: str, info: FieldInfo, value: Any, is_set: bool) -> Iterator[_Li
 
 
 def _section(name: str, section: type[BaseModel], values: dict[str, Any], is_set: bool) -> Iterator[_Line]:
-    yield _Line((section.__doc__ or "").strip(), is_set, is_comment=True)
+    first_paragraph = (section.__doc__ or "").strip().split("\n\n")[0]
+    yield _Line(" ".join(first_paragraph.split()), is_set, is_comment=True)
     yield _Line(f"{name}:", is_set)
     for child, info in section.model_fields.items():
         for line in _field(child, info, values.get(child), child in values):

@@ -12,7 +12,7 @@ from stm_retriever.folder import MANIFEST_NAME, Prompts, read_manifest
 from stm_training.finetune.pooling import Pooling
 
 # What a download takes: never pickled weights, other frameworks' weights, or code.
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # jinja: a chat template
 _POOLING_FLAGS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",

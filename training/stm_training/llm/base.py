@@ -79,8 +79,8 @@ class Completion:
     Attributes:
         text: The answer, as it came; may be empty.
         model: What wrote it, as the server says.
-        prompt_tokens: As the server counts; 0 if it does not say.
-        completion_tokens: As the server counts; 0 if it does not say.
+        prompt_tokens: As the server counts; where it does not, 0, and an estimate in the journal.
+        completion_tokens: Likewise.
         finish_reason: ``"stop"``, ``"length"``, or what the server says.
     """
 
@@ -117,3 +117,19 @@ class SendsDocuments(Protocol):
 
     def announce(self, document_count: int) -> None:
         """Name the host and the number of documents, or refuse."""
+
+
+@runtime_checkable
+class ChoosesModel(Protocol):
+    """Several LLMs, one of which answers for each task."""
+
+    def choose(self, document_id: str, task: str) -> LLM:
+        """Which one; the same for the same task in every run."""
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """An LLM that knows its own tokenizer."""
+
+    def count_tokens(self, request: Request) -> int:
+        """Tokens of the request's prompt."""

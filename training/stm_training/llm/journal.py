@@ -33,6 +33,7 @@ class JournalRow:
         completion: The answer, or ``None`` for a failure.
         reason: Why it failed; empty for an answer.
         asked: The server saw the request.
+        generator: The name that the model was asked by; a mixture has several.
     """
 
     key: str
@@ -41,6 +42,7 @@ class JournalRow:
     completion: Completion | None
     reason: str = ""
     asked: bool = True
+    generator: str = ""
 
     @property
     def status(self) -> Literal["ok", "failed"]:
@@ -75,6 +77,7 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._closed = False
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, _MODE)
         try:
             _own(self._descriptor, self.path)
@@ -82,7 +85,6 @@ class Journal:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._closed = False
 
     def __enter__(self) -> Journal:
         return self
@@ -110,10 +112,22 @@ class Journal:
         with self._lock:
             return self._rows.get(key)
 
+    def rows(self) -> list[JournalRow]:
+        """All rows that hold, in the order in which they were written."""
+        with self._lock:
+            return list(self._rows.values())
+
     def append(self, row: JournalRow) -> None:
-        """Write a row down; returns when it is on the disk."""
+        """Write a row down; returns when it is on the disk.
+
+        Raises:
+            ConfigError: If the journal was closed in the meantime.
+        """
         line = (json.dumps(_to_json(row), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         with self._lock:
+            if self._closed:  # a thread left behind by Ctrl-C must not write into another file
+                message = f"The journal {self.path} is closed, so nothing is written. Open it again."
+                raise ConfigError(message)
             before = os.fstat(self._descriptor).st_size
             try:
                 view = memoryview(line)
@@ -174,6 +188,7 @@ def _to_json(row: JournalRow) -> dict[str, Any]:
         "document_id": row.document_id,
         "task": row.task,
         "status": row.status,
+        "generator": row.generator,
     }
     if row.completion is None:
         return {**fields, "reason": row.reason, "asked": row.asked}
@@ -205,4 +220,5 @@ def _from_json(fields: dict[str, Any]) -> JournalRow:
         completion=completion,
         reason=fields.get("reason", ""),
         asked=fields.get("asked", True),
+        generator=fields.get("generator", ""),
     )

@@ -76,7 +76,7 @@ class OpenAIServer:
             )
             raise ConfigError(message)
         self.host = _host(base_url)
-        self.is_remote = not _is_loopback(self.host)
+        self.is_remote = not is_loopback(self.host)
         self.base_url = base_url
         self.concurrency = concurrency
         self._model = model
@@ -258,7 +258,7 @@ class OpenAIServer:
         what = "the documents" if document_count is None else f"the text of {document_count} documents"
         return (
             f"{self.host} is not this machine, and {what} would be sent there. If they may leave this "
-            "machine, set allow_remote: true; else use a server on 127.0.0.1."
+            "machine, set allow_remote: true (--allow-remote); else use a server on 127.0.0.1."
         )
 
 
@@ -287,7 +287,8 @@ def _host(base_url: str) -> str:
     return parts.hostname
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host's name is this machine's own, whatever a name server says."""
     if host == "localhost":
         return True
     try:

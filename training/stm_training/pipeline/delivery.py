@@ -55,7 +55,7 @@ def write_retriever(
             name=recipe.name,
             base=base,
             experts=[expert for expert in provenance.experts if expert["name"] in used],
-            merge=choice.merge if choice.shipped == MERGED else None,
+            merge=choice.merge if choice.system == MERGED else None,
             data=provenance.data,
             licences=[recipe.licence] if recipe.licence else [],
             metrics=provenance.metrics,

@@ -11,7 +11,7 @@ import numpy as np
 from stm_training.evaluate.metrics import mean
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
-from stm_training.pipeline.merging import BASE, MERGED, Choice, apply_choice
+from stm_training.pipeline.merging import BASE, MERGED, PROMPTED, Choice, apply_choice
 from stm_training.pipeline.scoring import QueryMetrics, score_backbone, score_bm25, vectors_path
 from stm_training.pipeline.settings import load_base
 from stm_training.recipe import Recipe
@@ -43,14 +43,15 @@ def evaluate_on_test(
         out: Folder to write ``scores.json`` into.
         console: Shows the progress.
     """
-    systems = [BASE, *adapters, MERGED]
+    systems = list(dict.fromkeys([BASE, *adapters, MERGED, choice.shipped]))
     scores: dict[str, QueryMetrics] = {}
     guard_scores: dict[str, dict[str, float]] = {guard.name: {} for guard in guards}
     with console.bar("scoring on test", total=len(systems) + 1) as advance:
         for name in systems:
             backbone = load_base(recipe)
             apply_choice(backbone, choice, adapters, system=name)
-            known = vectors_path(vectors, name, test)
+            # The query prompt leaves the passages' vectors alone.
+            known = vectors_path(vectors, choice.system if name == PROMPTED else name, test)
             documents = np.load(known, allow_pickle=False) if known.exists() else None
             scores[name] = score_backbone(backbone, test, documents)
             if name in (BASE, choice.shipped):

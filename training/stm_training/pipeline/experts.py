@@ -118,6 +118,7 @@ def _train_settings(recipe: Recipe, section: ExpertSection | None) -> TrainSetti
         rank=train.lora_rank,
         alpha=train.lora_alpha,
         dropout=train.lora_dropout,
+        hard_negatives=train.hard_negatives,
         save_steps=max(_FEWEST_STEPS_BETWEEN_CHECKPOINTS, steps // 10),
     )
 

@@ -21,11 +21,13 @@ from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.scoring import Vectors, encode_passages, score_backbone, vectors_path
 from stm_training.pipeline.settings import load_base
+from stm_training.prompting.applying import set_query_prompt
 from stm_training.recipe import Recipe
 
 CHOICE = "choice.json"
 VECTORS = "vectors"  # of the systems' passages, so that the test queries need no second pass over the corpus
 BASE, ALL_DATA, MERGED = "base", "all_data", "merged"
+PROMPTED = "prompted"  # what ships, with another query prompt than the base's
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,25 @@ class Choice:
     """What ships, and how to make every system of the run again.
 
     Attributes:
-        shipped: Name of the system that ships.
+        system: The weights that ship: ``base``, an expert, ``all_data`` or ``merged``.
         members: Adapters in what ships.
         merge: The best merge on dev, as ``MergeRecipe`` stores it.
         trials: How many merges were tried.
         decision: The table that the choice rests on.
+        prompt: The query prompt that ships, where the prompt search found a better one than the base's.
     """
 
-    shipped: str
+    system: str
     members: Sequence[str]
     merge: dict[str, Any]
     trials: int
     decision: Decision
+    prompt: str | None = None
+
+    @property
+    def shipped(self) -> str:
+        """Name of what ships, in tables."""
+        return self.system if self.prompt is None else PROMPTED
 
 
 @dataclass
@@ -196,6 +205,9 @@ def apply_choice(
 ) -> None:
     """Turn a freshly loaded base into one of the run's systems; by default into what ships."""
     system = system or choice.shipped
+    if system == PROMPTED and choice.prompt is not None:
+        set_query_prompt(backbone, choice.prompt)
+        system = choice.system
     if system == BASE:
         return
     merge = _alone(system) if system != MERGED else MergeRecipe.model_validate(choice.merge)

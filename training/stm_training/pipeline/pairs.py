@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from stm_training.data.reading import read_corpus
 from stm_training.data.records import Pair, Passage
 from stm_training.data.sample import sample_passages, split_documents, synthetic_collection
 from stm_training.data.writing import write_pairs
-from stm_training.llm.base import LLM
-from stm_training.llm.openai_client import OpenAIServer
-from stm_training.llm.replay import ReplayServer, read_recordings
 from stm_training.pipeline.collections import SPLITS, Qrels, Split, document_id, read_split, write_split
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.corpus import PASSAGES
-from stm_training.recipe import LABELLED, LLMSection, Recipe, SynthesizeSection
-from stm_training.synthesize.queries import Sampling
-from stm_training.synthesize.run import SynthesisResult, synthesize
+from stm_training.pipeline.refining import refine_pairs
+from stm_training.recipe import LABELLED, Recipe
+from stm_training.synthesize.result import SynthesisResult
+from stm_training.synthesize.section import synthesize_section
 
 PAIRS, PAIRS_INFO = "pairs.jsonl", "pairs.json"
 JOURNAL = "completions.journal.jsonl"
@@ -71,6 +68,8 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
     }
     pairs = [*synthetic.train, *_labelled_pairs(passages, *given["train"])]
     pairs, leakage = _without_leaks(recipe, pairs, held_out)
+    texts = [text for queries, _ in held_out.values() for text in queries.values()]
+    pairs, refinement = refine_pairs(recipe, pairs, passages, texts, console)
     if not pairs:
         message = "No training pair is left. Look at what the filters dropped, or give labelled queries."
         raise DataError(message)
@@ -86,6 +85,7 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
         "sources": {source: dict(kinds) for source, kinds in sources.items()},
         "synthesis": synthetic.summary,
         "leakage": leakage,
+        "refinement": refinement,
     }
     (out / PAIRS_INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -127,21 +127,20 @@ def _synthesize(
     if section.max_documents is not None:
         everything = sample_passages(everything, section.max_documents, seed=recipe.seed)
     known = [*given["dev"][0].values(), *given["test"][0].values()] if recipe.on_leak == "drop" else []
-    with _language_model(section.llm, everything) as (llm, passages), console.bar("synthesizing") as advance:
-        result = synthesize(
-            passages,
-            llm,
-            kinds=section.kinds,
-            negatives=section.hard_negatives,
-            journal=None if llm is None else journal,
+    with console.bar("synthesizing") as advance:
+        result = synthesize_section(
+            section,
+            everything,
+            journal=None if section.llm is None else journal,
             seed=recipe.seed,
-            progress=lambda done, total: advance(done, total=total),
             held_out_queries=known,
-            sampling=Sampling(temperature=section.llm.temperature) if section.llm else None,
-            corpus=everything,
+            progress=lambda done, total: advance(done, total=total),
+            tell=lambda line: console.announce(f"    {line}"),
         )
+    if result.limit is not None:
+        console.announce(f"    stopped at the budget: {result.limit}; going on with what was written")
     part_of = {passage.id: split for split, part in parts.items() for passage in part}
-    train = [pair for pair in result.pairs if part_of[str(pair.positive_id)] == "train"]
+    train = [pair for pair in result.pairs if part_of.get(pair.positive_id or "", "train") == "train"]
     held_out: dict[Split, Queries] = {}
     for split in parts:
         if split != "train":
@@ -152,44 +151,10 @@ def _synthesize(
                 for name, grades in collection.qrels.items()
             }
             held_out[split] = (dict(collection.queries), qrels)
-    return _Synthetic(train, held_out, _synthesis_summary(section, result))
+    return _Synthetic(train, held_out, _synthesis_summary(result))
 
 
-@contextmanager
-def _language_model(
-    section: LLMSection | None, passages: Sequence[Passage]
-) -> Iterator[tuple[LLM | None, Sequence[Passage]]]:
-    """The recipe's LLM, and the passages that it can be asked about."""
-    if section is None:
-        yield None, passages
-        return
-    if section.base_url is not None:
-        yield _client(section, section.base_url), passages
-        return
-    recordings = read_recordings(str(section.replay))
-    recorded = [passage for passage in passages if passage.id in recordings]
-    if not recorded:
-        message = (
-            f"{section.replay} holds completions for {len(recordings)} documents, but for none of the "
-            f"{len(passages)} passages here. Point replay to the recording of this corpus, or set base_url."
-        )
-        raise DataError(message)
-    with ReplayServer(recordings, {passage.id: passage.content for passage in recorded}) as server:
-        yield _client(section, server.base_url), recorded
-
-
-def _client(section: LLMSection, base_url: str) -> OpenAIServer:
-    return OpenAIServer(
-        base_url,
-        section.model,
-        api_key_env=section.api_key_env,
-        timeout=section.timeout,
-        concurrency=section.concurrency,
-        allow_remote=section.allow_remote,
-    )
-
-
-def _synthesis_summary(section: SynthesizeSection, result: SynthesisResult) -> dict[str, Any]:
+def _synthesis_summary(result: SynthesisResult) -> dict[str, Any]:
     kinds = Counter(pair.kind for pair in result.pairs)
     return {
         "generator": ", ".join(result.sources) or "extractive",

@@ -11,6 +11,7 @@ from typing import Any
 
 from stm_training.data.reading import read_corpus, read_pairs
 from stm_training.data.records import Pair, Passage
+from stm_training.llm.build import open_llm
 from stm_training.pipeline import corpus as corpus_stage
 from stm_training.pipeline import summary as summary_stage
 from stm_training.pipeline.collections import Problem, guard_problem, judged_and_sample, read_split
@@ -21,6 +22,7 @@ from stm_training.pipeline.evaluation import evaluate_on_test
 from stm_training.pipeline.experts import ExpertPlan, plan_experts, train_one
 from stm_training.pipeline.merging import VECTORS, Choice, read_choice, search_and_choose
 from stm_training.pipeline.pairs import JOURNAL, PAIRS, make_pairs
+from stm_training.pipeline.prompting import choose_prompt, with_prompt
 from stm_training.pipeline.settings import MODEL_CODE, base_name, load_base
 from stm_training.pipeline.stages import Stage, StageRunner, run_lock
 from stm_training.pipeline.use import read_answers, use_index
@@ -28,6 +30,17 @@ from stm_training.recipe import Recipe
 from stm_training.report.summary import ProvenOn
 
 RETRIEVER, INDEX, REPORT = "retriever", "index", "report"
+_PAIR_SETTINGS = ("synthesize", "queries", "filters", "mine", "prompts", "seed", "on_leak")
+_PAIR_CODE = (
+    "stm_training.synthesize",
+    "stm_training.llm",
+    "stm_training.data",
+    "stm_training.filtering",
+    "stm_training.mining",
+    "stm_training.prompting.generic",
+    "stm_training.pipeline.pairs",
+    "stm_training.pipeline.refining",
+)
 _FIXED_STAGES = 8  # corpus, pairs, merge, evaluate, retriever, index, use, report
 
 
@@ -69,12 +82,15 @@ class _Run:
 
     def execute(self, json_path: Path | None) -> int:
         recipe = self.recipe
-        total = _FIXED_STAGES + len(recipe.experts) + int(recipe.all_data)
+        searches_prompt = recipe.prompts is not None and recipe.prompts.is_search
+        total = _FIXED_STAGES + len(recipe.experts) + int(recipe.all_data) + int(searches_prompt)
         self.runner = StageRunner(self.folder, total, self.console.announce)
         self._prepare()
         plans = plan_experts(recipe, self._pairs())
         adapters = self._train(plans)
         choice = self._choose(adapters)
+        if searches_prompt:
+            choice = self._search_prompt(choice, adapters)
         self._evaluate(choice, adapters)
         self._deliver(choice, adapters, plans)
         return self._report(choice, plans, json_path)
@@ -104,16 +120,9 @@ class _Run:
         self._stage(
             "pairs",
             lambda out: make_pairs(recipe, self._path("corpus"), self.folder / JOURNAL, out, self.console),
-            settings={
-                name: described[name] for name in ("synthesize", "queries", "seed", "on_leak", "experts")
-            },
+            settings={name: described[name] for name in _PAIR_SETTINGS} | self.base_key,
             inputs=[self.stages["corpus"], *([Path(replay)] if replay else [])],
-            code=(
-                "stm_training.synthesize",
-                "stm_training.llm",
-                "stm_training.data",
-                "stm_training.pipeline.pairs",
-            ),
+            code=_PAIR_CODE,
         )
 
     def _train(self, plans: list[ExpertPlan]) -> dict[str, Path]:
@@ -154,6 +163,39 @@ class _Run:
         )
         return read_choice(self._path("merge"))
 
+    def _search_prompt(self, choice: Choice, adapters: Mapping[str, Path]) -> Choice:
+        recipe = self.recipe
+        described = recipe.model_dump(mode="json")
+        test_queries, _ = read_split(self._path("pairs"), "test")
+
+        def work(out: Path) -> None:
+            section = recipe.synthesize.llm if recipe.synthesize else None
+            with open_llm(section if recipe.prompts and recipe.prompts.gepa else None, []) as opened:
+                choose_prompt(
+                    recipe,
+                    choice,
+                    adapters,
+                    self._problem("dev"),
+                    list(test_queries.values()),
+                    self._path("merge") / VECTORS,
+                    self.folder / "scratch" / "prompt",
+                    out,
+                    self.console,
+                    opened.llm,
+                )
+
+        self._stage(
+            "prompt",
+            work,
+            settings={name: described[name] for name in ("prompts", "seed")} | self.base_key,
+            inputs=[self.stages["merge"], self.stages["pairs"], *self._experts()],
+            code=("stm_training.prompting", "stm_training.pipeline.prompting", *MODEL_CODE),
+        )
+        return with_prompt(choice, self._path("prompt"))
+
+    def _prompt_stage(self) -> list[Stage]:
+        return [self.stages["prompt"]] if "prompt" in self.stages else []
+
     def _deliver(self, choice: Choice, adapters: Mapping[str, Path], plans: list[ExpertPlan]) -> None:
         recipe = self.recipe
         provenance = Provenance(
@@ -166,7 +208,7 @@ class _Run:
             lambda out: write_retriever(recipe, choice, adapters, provenance, out, self.console),
             settings={"name": recipe.name, "licence": recipe.licence, "base": base_name(recipe)}
             | self.base_key,
-            inputs=[self.stages["merge"], self.stages["evaluate"], *self._experts()],
+            inputs=[self.stages["merge"], *self._prompt_stage(), self.stages["evaluate"], *self._experts()],
             code=("stm_training.export", "stm_training.merge", "stm_retriever", *MODEL_CODE),
         )
         self._stage(
@@ -199,7 +241,12 @@ class _Run:
                 self.console,
             ),
             settings={"guards": recipe.model_dump(mode="json")["guards"], "seed": recipe.seed},
-            inputs=[self.stages["pairs"], self.stages["merge"], *self._guard_folders()],
+            inputs=[
+                self.stages["pairs"],
+                self.stages["merge"],
+                *self._prompt_stage(),
+                *self._guard_folders(),
+            ],
             code=("stm_training.evaluate", "stm_training.merge", "stm_training.pipeline.evaluation"),
         )
 

@@ -187,7 +187,7 @@ def _verdict(choice: Choice, comparison: Comparison, proven: ProvenOn) -> str:
         return f"{choice.shipped} ships."
     lo, hi = (100 * end for end in result.ci95)
     sure = "better than" if lo > 0 else "worse than" if hi < 0 else "not distinguishable from"
-    best = f" ({choice.merge['method']})" if choice.shipped == MERGED else ""
+    best = f" ({choice.merge['method']})" if choice.system == MERGED else ""
     return (
         f"{choice.shipped}{best} ships: on {where} it is {sure} the base, "
         f"{100 * result.delta:+.2f} nDCG@10 points (95 % interval {lo:+.2f} to {hi:+.2f})."

@@ -45,12 +45,9 @@ def print_table(summary: RunSummary, console: Console) -> None:
         )
     if summary.served_ndcg10 is not None:
         console.print(text(f"Served from the index folder: nDCG@10 {summary.served_ndcg10:.4f}"))
-    if summary.data is not None and summary.data.truncated:
-        console.print(
-            text(
-                f"{summary.data.truncated} of {summary.data.passages} passages are longer than the model reads"
-            )
-        )
+    data = summary.data
+    if data is not None and data.truncated:
+        console.print(text(f"{data.truncated} of {data.passages} passages are longer than the model reads"))
     if summary.skipped_rows:
         console.print(text(f"{len(summary.skipped_rows)} bad rows were skipped; the report lists them"))
     if summary.contradiction:

@@ -13,8 +13,16 @@ _PREFACE = re.compile(
     r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,120}?[:!.]|here(?: is|'s| are)\b[^\n]{0,120}:)\s*",
     re.IGNORECASE,
 )
+_JSON = re.compile(r"[{\[]\s*[\"{\[]|[{\[]\s*[}\]]")
 _LABEL = re.compile(r"\A\**(?:hard negative|document|passage|text|answer)\**\s*:\**\s*", re.IGNORECASE)
+_QUERY_LABEL = re.compile(r"\A\**(?:query|question|request)\**\s*:\**\s*", re.IGNORECASE)
 _QUERY_KEYS = ("queries", "questions", "claims", "keywords", "titles", "query", "question", "claim", "title")
+_TASK_KEYS = ("tasks", "task")
+_PAIR_KEYS = {
+    "query": ("query", "user_query", "question"),
+    "positive": ("positive", "positive_document", "document", "passage"),
+    "hard_negative": ("hard_negative", "hard_negative_document", "negative"),
+}
 _TEXT_KEYS = ("document", "hard_negative", "negative", "passage", "text")
 _MOST_LINES = 20
 
@@ -31,7 +39,7 @@ class UnusableAnswer(Exception):
         self.reason = reason
 
 
-def parse_queries(answer: str, *, limit: int) -> list[str]:
+def parse_queries(answer: str, *, limit: int, whole: bool = False) -> list[str]:
     """The queries in an answer.
 
     Accepted are ``{"queries": [...]}``, a bare JSON list, the common misspellings of both, and, if the
@@ -40,6 +48,7 @@ def parse_queries(answer: str, *, limit: int) -> list[str]:
     Args:
         answer: A completion's text.
         limit: At most so many queries are taken.
+        whole: Without JSON, the whole answer is one query (long requests run over several lines).
 
     Returns:
         At least one query, each of one line.
@@ -48,16 +57,50 @@ def parse_queries(answer: str, *, limit: int) -> list[str]:
         UnusableAnswer: If nothing usable is in it.
     """
     body = _body(answer)
-    if re.search(r"[{\[]\s*[\"{\[]|[{\[]\s*[}\]]", body):
-        queries = _queries_in(_json_in(body))
+    if _JSON.search(body):
+        queries = _strings_in(_json_in(body), _QUERY_KEYS)
+    elif whole:
+        queries = [_QUERY_LABEL.sub("", _PREFACE.sub("", body))]
     else:
-        queries = [_BULLET.sub("", line) for line in _PREFACE.sub("", body).splitlines()[:_MOST_LINES]]
-        queries = [line for line in queries if not line.rstrip().endswith(":")]
-    cleaned = [" ".join(query.split()).strip('"“”').strip() for query in queries]
-    cleaned = [query for query in cleaned if query]
+        queries = _lines_in(body)
+    cleaned = _cleaned(queries)
     if not cleaned:
         raise UnusableAnswer("it holds no query")
     return cleaned[:limit]
+
+
+def parse_tasks(answer: str, *, limit: int) -> list[str]:
+    """The retrieval tasks in an answer, in the forms that :func:`parse_queries` takes.
+
+    Raises:
+        UnusableAnswer: If there is none.
+    """
+    body = _body(answer)
+    found = _strings_in(_json_in(body), _TASK_KEYS) if _JSON.search(body) else _lines_in(body)
+    cleaned = _cleaned(found)
+    if not cleaned:
+        raise UnusableAnswer("it holds no task")
+    return cleaned[:limit]
+
+
+def parse_pair(answer: str) -> tuple[str, str, str | None]:
+    """Query, positive and hard negative (``None`` if missing) in an answer that must be a JSON object.
+
+    Raises:
+        UnusableAnswer: If query or positive are missing or empty.
+    """
+    value = _json_in(_body(answer))
+    if not isinstance(value, dict):
+        raise UnusableAnswer("it is not a JSON object")
+    texts: dict[str, str] = {}
+    for name, keys in _PAIR_KEYS.items():
+        found = [value[key].strip() for key in keys if isinstance(value.get(key), str)]
+        if found and found[0]:
+            texts[name] = found[0]
+    for name in ("query", "positive"):
+        if name not in texts:
+            raise UnusableAnswer(f'its JSON has no text for "{name}"')
+    return " ".join(texts["query"].split()), texts["positive"], texts.get("hard_negative")
 
 
 def parse_document(answer: str) -> str:
@@ -93,6 +136,16 @@ def _body(answer: str) -> str:
     return text
 
 
+def _lines_in(body: str) -> list[str]:
+    lines = [_BULLET.sub("", line) for line in _PREFACE.sub("", body).splitlines()[:_MOST_LINES]]
+    return [line for line in lines if not line.rstrip().endswith(":")]
+
+
+def _cleaned(texts: list[str]) -> list[str]:
+    cleaned = [" ".join(text.split()).strip('"“”').strip() for text in texts]
+    return [text for text in cleaned if text]
+
+
 def _json_in(text: str) -> Any:
     """The first whole JSON value that is an object or a list."""
     decoder = json.JSONDecoder(strict=False)  # models put line breaks into strings
@@ -106,30 +159,31 @@ def _json_in(text: str) -> Any:
     raise UnusableAnswer("its JSON is broken or cut off")
 
 
-def _queries_in(value: Any) -> list[str]:
+def _strings_in(value: Any, keys: tuple[str, ...]) -> list[str]:
+    other = f'it is JSON of another form than {{"{keys[0]}": ["..."]}}'
     if isinstance(value, dict):
-        for key in _QUERY_KEYS:
+        for key in keys:
             if key in value:
                 value = value[key]
                 break
         else:
-            raise UnusableAnswer('it is JSON of another form than {"queries": ["..."]}')
+            raise UnusableAnswer(other)
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
-        raise UnusableAnswer('it is JSON of another form than {"queries": ["..."]}')
+        raise UnusableAnswer(other)
     found = []
     for item in value:
-        text = _text_of(item)
+        text = _text_of(item, keys)
         if text is None:
-            raise UnusableAnswer("a query in it is not a string")
+            raise UnusableAnswer(f"one of its {keys[0]} is not a string")
         found.append(text)
     return found
 
 
-def _text_of(item: Any) -> str | None:
+def _text_of(item: Any, keys: tuple[str, ...]) -> str | None:
     if isinstance(item, dict):
-        values = [item[key] for key in ("text", *_QUERY_KEYS) if isinstance(item.get(key), str)]
+        values = [item[key] for key in ("text", *keys) if isinstance(item.get(key), str)]
         return values[0] if values else None
     return item if isinstance(item, str) else None
 

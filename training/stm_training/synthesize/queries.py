@@ -12,8 +12,9 @@ from stm_training.data.records import Passage
 from stm_training.llm.base import JsonSchema, Message, Request
 from stm_training.llm.markers import QUERY_TASK, schema_of_task
 from stm_training.synthesize.prompts import Template
+from stm_training.synthesize.styles import PLAIN, Style
 
-LLM_KINDS = ("question", "claim", "keywords", "title")
+LLM_KINDS = ("question", "claim", "keywords", "title", "long", "few_shot")
 DEFAULT_LLM_KINDS = ("question", "claim", "keywords")
 
 _QUERIES_SCHEMA: Mapping[str, Any] = {
@@ -68,10 +69,17 @@ def query_task(kind: str) -> str:
     return QUERY_TASK + kind
 
 
-def query_request(passage: Passage, kind: str, template: Template, sampling: Sampling) -> Request:
+def query_request(
+    passage: Passage, kind: str, template: Template, sampling: Sampling, style: Style = PLAIN
+) -> Request:
     """The request for one kind of query about one passage."""
     task = query_task(kind)
-    prompt = template.render(document=passage.content, count=str(sampling.per_kind))
+    prompt = template.render(
+        document=passage.content,
+        count=str(sampling.per_kind),
+        style=style.lines(passage.id, task, sampling.seed),
+        examples=style.examples(passage.id, sampling.seed),
+    )
     return Request(
         messages=(Message("user", prompt),),
         temperature=sampling.temperature,

@@ -1,0 +1,1 @@
+"""Filters on finished training pairs: near-duplicates, language, round trip, reranker, close negatives."""

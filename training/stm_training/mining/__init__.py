@@ -1,0 +1,1 @@
+"""Mine hard negatives from the corpus: nearest documents that are not relevant, by rules, with a report."""

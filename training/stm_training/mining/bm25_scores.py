@@ -1,0 +1,47 @@
+"""BM25 as a miner: the project's BM25, score by score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stm_training.evaluate.bm25 import BM25
+from stm_training.mining.nearest import Floats, Ints
+
+
+class BM25Scorer(BM25):
+    """Scores of a corpus' texts, by column; a text that shares no word with a query is no candidate.
+
+    Args:
+        texts: The corpus, one text per column; those behind the first ``columns`` are indexed as well and can
+            be scored in pairs, and are never ranked.
+        queries: The queries, one per row.
+        columns: How many texts are ranked.
+
+    Raises:
+        DataError: If no text holds an indexable word.
+        MissingExtraError: If bm25s or PyStemmer is not installed.
+    """
+
+    def __init__(self, texts: Sequence[str], queries: Sequence[str], columns: int) -> None:
+        # BM25 sorts by descending id: these ids keep the order of the columns.
+        super().__init__({f"{len(texts) - place:012d}": text for place, text in enumerate(texts)})
+        self.rows, self.columns = len(queries), columns
+        self._queries = self._tokenize(queries)
+
+    def scores(self, start: int, stop: int, first: int, last: int) -> Floats:
+        """See :class:`stm_training.mining.nearest.Scorer`."""
+        found = np.stack([self._scores(words)[first:last] for words in self._queries[start:stop]])
+        found[found <= 0] = -np.inf
+        return found
+
+    def pairs(self, rows: Ints, columns: Ints) -> Floats:
+        """Scores (n,) of column ``columns[i]`` for query ``rows[i]``; 0 where they share no word."""
+        found = np.empty(len(rows), dtype=np.float32)
+        scored, scores = -1, np.empty(0, dtype=np.float32)
+        for place, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+            if row != scored:
+                scored, scores = row, self._scores(self._queries[row])
+            found[place] = scores[column]
+        return found
