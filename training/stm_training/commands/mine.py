@@ -38,7 +38,7 @@ examples:
   stm-train mine pairs.jsonl --corpus docs --model bm25 --preset ranks --out mined.jsonl
 
 presets (--preset); options that are given as well override them:
-  band    scores below the median of the positives' scores, the 5 nearest skipped; fits every model
+  band    scores below those of three positives in four, the 5 nearest skipped; fits every model
   refine  scores from 0.5 to 0.7, the 5 nearest skipped (REFINE); for BGE and models of like scale
   margin  below 95 % of the positive's score, drawn among the 10 nearest of those (NV-Retriever)
   ranks   drawn among the ranks 11 to 100, whatever the scores

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stm_training.evaluate.bm25 import BM25
-from stm_training.mining.nearest import Floats, Ints
+from stm_training.mining.nearest import Block, Floats, Ints, Top, top_of_scores
 
 
 class BM25Scorer(BM25):
@@ -30,11 +30,12 @@ class BM25Scorer(BM25):
         self.rows, self.columns = len(queries), columns
         self._queries = self._tokenize(queries)
 
-    def scores(self, start: int, stop: int, first: int, last: int) -> Floats:
+    def top(self, block: Block, k: int) -> Top:
         """See :class:`stm_training.mining.nearest.Scorer`."""
-        found = np.stack([self._scores(words)[first:last] for words in self._queries[start:stop]])
-        found[found <= 0] = -np.inf
-        return found
+        queries = self._queries[block.start : block.stop]
+        scores = np.stack([self._scores(words)[block.first : block.last] for words in queries])
+        scores[scores <= 0] = -np.inf
+        return top_of_scores(scores, block, k)
 
     def pairs(self, rows: Ints, columns: Ints) -> Floats:
         """Scores (n,) of column ``columns[i]`` for query ``rows[i]``; 0 where they share no word."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,42 @@ _LOWEST = np.float32(np.finfo(np.float32).min)
 
 
 class Scorer(Protocol):
-    """Scores every text of the corpus for some queries."""
+    """Finds the best texts of the corpus for some queries."""
 
     rows: int
     columns: int
 
-    def scores(self, start: int, stop: int, first: int, last: int) -> Floats:
-        """Scores (stop - start, last - first) of queries and columns; -inf is no candidate at all."""
+    def top(self, block: Block, k: int) -> Top:
+        """The best columns of a block's queries within its columns."""
         ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries ``start`` to ``stop`` and columns ``first`` to ``last``, with what is excluded there.
+
+    ``rows`` and ``columns`` (n,) name the excluded places, counted from the block's corner.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    rows: Ints
+    columns: Ints
+
+
+@dataclass(frozen=True)
+class Top:
+    """The best of a block: columns (b, k) from the block's corner, best first, and their scores (b, k).
+
+    Ties go to the lower column; what fills a row up has score -inf. ``excluded`` (n,) are the scores of the
+    excluded places, which are not among the best.
+    """
+
+    columns: Ints
+    scores: Floats
+    excluded: Floats
 
 
 @dataclass(frozen=True)
@@ -66,13 +94,16 @@ class DenseScorer:
         self._queries, self._documents = queries, documents
         self._buffer: Floats = np.empty(0, dtype=np.float32)
 
-    def scores(self, start: int, stop: int, first: int, last: int) -> Floats:
-        """See :class:`Scorer`; the array is overwritten by the next call."""
-        shape = (stop - start, last - first)
+    def top(self, block: Block, k: int) -> Top:
+        """See :class:`Scorer`."""
+        shape = (block.stop - block.start, block.last - block.first)
         if self._buffer.size < shape[0] * shape[1]:  # fresh memory costs a third of the product's time
             self._buffer = np.empty(shape[0] * shape[1], dtype=np.float32)
-        out = self._buffer[: shape[0] * shape[1]].reshape(shape)
-        return np.matmul(self._queries[start:stop], self._documents[first:last].T, out=out)
+        scores = self._buffer[: shape[0] * shape[1]].reshape(shape)
+        np.matmul(
+            self._queries[block.start : block.stop], self._documents[block.first : block.last].T, out=scores
+        )
+        return top_of_scores(scores, block, k)
 
     def row(self, row: int, columns: Ints) -> Floats:
         """Scores (k,) of one query for some documents."""
@@ -115,16 +146,22 @@ def rank_columns(
         best: tuple[Ints, Floats] | None = None
         for first in range(0, scorer.columns, width):
             last = min(first + width, scorer.columns)
-            scores = scorer.scores(start, stop, first, last)
             inside = np.flatnonzero((own >= first) & (own < last))
-            where = (own_rows[inside], own[inside] - first)
-            own_scores[inside] = scores[where]
-            scores[where] = -np.inf
-            columns, values = top_columns(scores, k)
-            best = (columns, values) if best is None else _merge(best, (columns + first, values), k)
+            block = Block(start, stop, first, last, own_rows[inside], own[inside] - first)
+            top = scorer.top(block, k)
+            own_scores[inside] = top.excluded
+            found = (top.columns + first, top.scores)
+            best = found if best is None else _merge(best, found, k)
         if best is not None:
             near = own_scores >= np.maximum(best[1][own_rows, -1], _LOWEST)
             yield Ranking(start, *best, own_rows[near], own[near])
+
+
+def top_of_scores(scores: Floats, block: Block, k: int) -> Top:
+    """The best of a block whose scores are all there; they are overwritten."""
+    excluded = scores[block.rows, block.columns]
+    scores[block.rows, block.columns] = -np.inf
+    return Top(*top_columns(scores, k), excluded)
 
 
 def top_columns(scores: Floats, k: int) -> tuple[Ints, Floats]:
@@ -140,16 +177,40 @@ def top_columns(scores: Floats, k: int) -> tuple[Ints, Floats]:
     Returns:
         Columns (b, min(k, n)) and scores, best first, ties by lower column; -inf where a row has fewer.
     """
-    rows, count = scores.shape
-    k = min(k, count)
-    places = np.flatnonzero(scores >= _lower_bounds(scores, k)[:, None])
-    row = places // count
+    k = min(k, scores.shape[1])
+    bounds = np.maximum(lower_bounds(scores, k), _LOWEST)
+    row, column = where_at_least(scores, bounds)
+    return best_of(row, column, scores[row, column], len(scores), k)
+
+
+def where_at_least(scores: NDArray[Any], bounds: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Rows and columns of scores (b, n) that reach their row's bound (b,), in the order of reading."""
+    places = np.flatnonzero(scores >= bounds[:, None])  # four times as fast as nonzero
+    rows = places // scores.shape[1]
+    return rows, places - rows * scores.shape[1]
+
+
+def best_of(row: Ints, column: Ints, scores: Floats, rows: int, k: int) -> tuple[Ints, Floats]:
+    """The k best of every row out of scattered scores (n,), in the form of :func:`top_columns`."""
     sizes = np.bincount(row, minlength=rows)
     keys = np.full((rows, max(k, int(sizes.max(initial=0)))), _NOTHING)
-    within = np.arange(len(places)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    keys[row, within] = _keys(scores.reshape(-1)[places], places - row * count)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    keys[row, within] = _keys(scores, column)
     keys.sort(axis=1)
     return _unpacked(keys[:, :k])
+
+
+def lower_bounds(scores: NDArray[Any], k: int) -> NDArray[Any]:
+    """(b,) scores that at least k scores of each row (b, n) reach."""
+    rows, count = scores.shape
+    size = count // (_GROUPS_PER_COLUMN * k)
+    if size > 1:
+        groups = count // size
+        maxima = scores[:, : size * groups].reshape(rows, size, groups).max(axis=1)
+    else:
+        maxima = scores
+    bounds: NDArray[Any] = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
+    return bounds
 
 
 def _keys(scores: Floats, columns: Ints) -> Keys:
@@ -169,19 +230,6 @@ def _unpacked(keys: Keys) -> tuple[Ints, Floats]:
     scores[keys == _NOTHING] = -np.inf
     columns[keys == _NOTHING] = 0
     return columns, scores
-
-
-def _lower_bounds(scores: Floats, k: int) -> Floats:
-    """(b,) finite scores that at least k finite scores of each row reach, if it has so many."""
-    rows, count = scores.shape
-    size = count // (_GROUPS_PER_COLUMN * k)
-    if size > 1:
-        groups = count // size
-        maxima = scores[:, : size * groups].reshape(rows, size, groups).max(axis=1)
-    else:
-        maxima = scores
-    bound = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
-    return np.maximum(bound, _LOWEST)
 
 
 def _merge(left: tuple[Ints, Floats], right: tuple[Ints, Floats], k: int) -> tuple[Ints, Floats]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stm_retriever.errors import ConfigError
+from stm_training.mining.bfloat16 import dense_scorer
 from stm_training.mining.bm25_scores import BM25Scorer
 from stm_training.mining.candidates import Corpus, QueryGroup
 from stm_training.mining.nearest import DenseScorer, Floats
@@ -103,4 +104,4 @@ def _dense(
             f"query vectors have {vectors.shape[1]} dimensions and document vectors {documents.shape[1]}. "
             "Encode both with one model."
         )
-    return DenseScorer(vectors, documents, columns)
+    return dense_scorer(vectors, documents, columns, settings.max_rank)

@@ -16,7 +16,7 @@ Band = tuple[float | None, float | None]  # lowest and highest; None: no bound o
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # In quantiles of the positives' scores, so that it fits every model's scale of similarities. No lower
     # bound: where a model parts positives well, all negatives lie below all positives; ranks bound them.
-    "band": {"skip_top": 5, "band_quantiles": (None, 0.5)},
+    "band": {"skip_top": 5, "band_quantiles": (None, 0.25)},
     # REFINE (arXiv 2410.12890): for BGE's scale of similarities, and near relatives of it only.
     "refine": {"skip_top": 5, "band": (0.5, 0.7)},
     # NV-Retriever (arXiv 2407.15831), TopK-PercPos at 95 %, sampling among the ten nearest that remain.
@@ -32,7 +32,7 @@ class MineSection(BaseModel):
 
     preset: Preset = Field(
         "band",
-        description="band: scores between quantiles of the positives' scores, the nearest skipped; refine: "
+        description="band: scores below a quantile of the positives' scores, the nearest skipped; refine: "
         "REFINE's band 0.5-0.7, for BGE; margin: below 95 % of the positive's score (NV-Retriever); "
         "ranks: ranks 11 to 100. Fields that are given as well override it.",
     )
