@@ -63,6 +63,7 @@ def test_a_failure_leaves_no_stage_and_keeps_the_one_before(tmp_path: Path) -> N
     with pytest.raises(RuntimeError):
         runner(tmp_path).run("a", Work("new", fail=True), settings=2)
     assert (tmp_path / "a" / "whole.txt").read_text(encoding="utf-8") == "old"
+    assert not list(tmp_path.glob("*.partial"))
     stage = runner(tmp_path).run("a", Work("new"), settings=2)
     assert (stage.path / "half.txt").read_text(encoding="utf-8") == "new"
     assert not list(tmp_path.glob("*.partial"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from stm_retriever.errors import ConfigError, DataError
+from stm_training.commands.options import add_on_error
 from stm_training.data.aiano import from_collection, read_aiano, write_aiano
 from stm_training.data.aiano_records import DEFAULT_GRADES, AianoDataset
 from stm_training.data.conversion import collection_pairs, pairs_collection
@@ -93,12 +94,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--one-per-row", action="store_true", help="triplets: a row of three columns for each negative"
     )
     parser.add_argument("--force", action="store_true", help="replace what is at --out")
-    parser.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="skip: leave bad rows out and list them",
-    )
+    add_on_error(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from stm_retriever.errors import ConfigError
+from stm_training.commands.options import add_on_error
 from stm_training.data.reading import read_beir
 from stm_training.data.records import Collection
 from stm_training.evaluate.compare import Comparison, SystemResult, compare
@@ -72,12 +73,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--download", action="store_true", help="allow a download of models given by hub name"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    parser.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="skip: leave bad rows out and list them",
-    )
+    add_on_error(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from stm_retriever import Document, Embedder, Retriever
 from stm_retriever.errors import ConfigError
+from stm_training.commands.options import add_on_error
 from stm_training.data.reading import read_corpus
 from stm_training.data.records import Passage, SkippedRow
 from stm_training.data.splitting import split_passages
@@ -40,12 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--no-split", action="store_true", help="keep documents whole; long ones are truncated"
     )
-    parser.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="skip: leave bad rows out and list them",
-    )
+    add_on_error(parser)
     parser.add_argument("--variant", default="fp32", help="which ONNX file of the model (default: fp32)")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import ValidationError
 
 from stm_retriever.errors import ConfigError
+from stm_training.commands.options import add_on_error
 from stm_training.data.reading import read_corpus, read_pairs
 from stm_training.data.records import Pair, Passage, SkippedRow
 from stm_training.data.writing import write_pairs
@@ -92,12 +93,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--download", action="store_true", help="allow a download of a model given by hub name"
     )
-    parser.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="skip: leave bad rows out and list them",
-    )
+    add_on_error(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stm_retriever.errors import ConfigError, require
+from stm_training.commands.options import add_on_error
 
 if TYPE_CHECKING:
     from stm_training.pipeline.collections import Problem
@@ -101,9 +102,7 @@ def _add_details(parser: argparse.ArgumentParser) -> None:
         "--documents", type=int, metavar="N", help="rank judged documents and a sample up to N"
     )
     parser.add_argument("--exclude-self", action="store_true", help="as in stm-train evaluate")
-    parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="skip: leave bad rows out"
-    )
+    add_on_error(parser)
     parser.add_argument("--seed", type=int, default=0, help="of every sample (default: 0)")
     parser.add_argument("--download", action="store_true", help="fetch a hub name that is not cached")
     parser.add_argument("--overwrite", action="store_true", help="replace a retriever folder at OUT")

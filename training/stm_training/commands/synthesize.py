@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from stm_retriever.errors import ConfigError, require
+from stm_training.commands.options import add_on_error
 from stm_training.data.reading import read_corpus
 from stm_training.data.records import Passage, SkippedRow
 from stm_training.data.sample import sample_passages
@@ -155,12 +156,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--max-words", type=int, default=200, help="words of a passage (default: 200)")
     group.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
-    group.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="skip: leave bad rows out and list them",
-    )
+    add_on_error(group)
     group.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -89,11 +89,14 @@ class StageRunner:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         started = time.monotonic()
-        work(partial)
-        seconds = round(time.monotonic() - started, 2)
-        record = {"stage": name, "key": key, "seconds": seconds, "version": __version__}
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _replace_folder(partial, target)
+        try:
+            work(partial)
+            seconds = round(time.monotonic() - started, 2)
+            record = {"stage": name, "key": key, "seconds": seconds, "version": __version__}
+            (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            _replace_folder(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # after an error or Ctrl-C; a kill leaves it to us
         return Stage(name, target, key, seconds, skipped=False)
 
     def seconds(self) -> dict[str, float]:
