@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -123,17 +125,17 @@ def peer(problem: Problem, output_format: str) -> Callable[[], Negatives]:
     dataset = Dataset.from_dict({"query": problem.queries, "positive": positives})
 
     def run() -> Any:
-        return mine_hard_negatives(
-            dataset,
-            Precomputed(),
-            corpus=problem.documents,
-            range_max=MAX_RANK,
-            relative_margin=1 - POSITIVE_SHARE,
-            num_negatives=NEGATIVES,
-            sampling_strategy="top",
-            output_format=output_format,
-            verbose=False,
-        )
+        with redirect_stdout(io.StringIO()):  # its statistics, as our side makes its report
+            return mine_hard_negatives(
+                dataset,
+                Precomputed(),
+                corpus=problem.documents,
+                range_max=MAX_RANK,
+                relative_margin=1 - POSITIVE_SHARE,
+                num_negatives=NEGATIVES,
+                sampling_strategy="top",
+                output_format=output_format,
+            )
 
     return run
 
@@ -259,7 +261,10 @@ def environment() -> dict[str, Any]:
     """What a figure depends on beside the code."""
     import torch
 
+    from stm_training.finetune.precision import multiplies_bf16
+
     return {
+        "bfloat16_instructions": multiplies_bf16(torch.device("cpu")),  # our side uses them
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -270,7 +275,6 @@ def environment() -> dict[str, Any]:
 
 
 def _compare(name: str, mine: Negatives, theirs: Negatives, problem: Problem) -> int:
-    # n-tuple leaves out queries with fewer negatives than asked, and both cut those lists differently.
     differ, wrong = differing(mine, theirs, problem)
     if wrong:
         place = wrong[0]

@@ -181,6 +181,47 @@ def test_top_columns_are_those_of_a_full_stable_sort(
         assert np.isneginf(value[len(order) :]).all()
 
 
+def assert_rough_finds_what_exact_finds(seed: int, spread: float, k: int, pull: float) -> None:
+    from stm_training.mining.bfloat16 import Bfloat16Scorer
+
+    rng = np.random.default_rng(seed)
+    centre = unit(rng, 16)
+    documents = centre + spread * unit(rng, 400, 16)
+    documents = np.ascontiguousarray(documents / np.linalg.norm(documents, axis=1, keepdims=True))
+    sideways = unit(rng, 11, 16)
+    sideways -= (sideways @ centre)[:, None] * centre
+    queries = (pull * centre + sideways).astype(np.float32)
+    queries = np.ascontiguousarray(queries / np.linalg.norm(queries, axis=1, keepdims=True))
+    starts = np.arange(12) * 2
+    excluded = np.array([rng.permutation(390)[:2] for _ in range(11)]).reshape(-1)
+
+    (exact,) = rank_columns(DenseScorer(queries, documents, 390), k, starts, excluded)
+    (found,) = rank_columns(Bfloat16Scorer(queries, documents, 390), k, starts, excluded)
+
+    np.testing.assert_allclose(found.scores, exact.scores, atol=1e-6)
+    taken = np.take_along_axis(queries @ documents.T, found.columns, axis=1)
+    np.testing.assert_allclose(taken, found.scores, atol=1e-6)
+    assert found.columns.max() < 390
+    assert all(len(set(row)) == k for row in found.columns.tolist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.001, 0.05, 0.3, 1.0]),
+    k=st.integers(1, 30),
+    pull=st.sampled_from([-1.0, 0.1, 0.3, 1.0]),
+)
+def test_rough_bfloat16_products_lose_no_candidate(seed: int, spread: float, k: int, pull: float) -> None:
+    """Down to documents that bfloat16 cannot tell apart, and with scores below 0."""
+    assert_rough_finds_what_exact_finds(seed, spread, k, pull)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rough_scores_that_are_mostly_rounding_error_lose_no_candidate(seed: int) -> None:
+    assert_rough_finds_what_exact_finds(seed, spread=0.02, k=10, pull=0.1)
+
+
 @pytest.mark.parametrize(("columns_per_block", "scores_per_block"), [(7, 20), (64, 64), (1000, 10_000)])
 def test_cutting_queries_and_corpus_into_blocks_changes_nothing(
     columns_per_block: int, scores_per_block: int, monkeypatch: pytest.MonkeyPatch

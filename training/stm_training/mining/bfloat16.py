@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +23,15 @@ from stm_training.mining.nearest import (
     lower_bounds,
     where_at_least,
 )
+from stm_training.mining.vectors import LENGTH_TOLERANCE
+
+if TYPE_CHECKING:
+    import torch
 
 _WORTH_IT = 10**9  # multiplications; below, fp32 takes milliseconds
 _DEEPEST_SHARE = 0.05  # of the corpus; where more is wanted, too many scores would be made twice
 _ROUNDING = 2.0**-8  # largest relative error of a number rounded to bfloat16
+_LONGEST = np.float32(1 + LENGTH_TOLERANCE)  # vector
 _SUM_ERROR = 1e-4  # of fp32 sums of some thousand products of unit vectors
 _EXCLUDED = -(2**15)  # as an int16 below every bfloat16
 
@@ -65,16 +71,15 @@ class Bfloat16Scorer(DenseScorer):
         self._exact = torch.from_numpy(queries), torch.from_numpy(documents)
         self._rough = self._exact[0].bfloat16(), self._exact[1].bfloat16()
         self._product = torch.empty(0, dtype=torch.bfloat16)
-        errors = [
-            rough.float().sub_(exact).norm(dim=1)
-            for exact, rough in zip(self._exact, self._rough, strict=True)
-        ]
-        lengths = [float(exact.norm(dim=1).max()) for exact in self._exact]
-        farthest = float(errors[1].max())
+        query_errors, document_errors = (
+            _rounding_errors(exact, rough) for exact, rough in zip(self._exact, self._rough, strict=True)
+        )
         # |q.d - q'.d'| <= |q - q'| |d| + |q'| |d - d'|, by Cauchy and Schwarz.
         self._errors: Floats = (
-            errors[0] * lengths[1] + (lengths[0] + errors[0]) * farthest + _SUM_ERROR
-        ).numpy()
+            query_errors * _LONGEST
+            + (query_errors + _LONGEST) * document_errors.max(initial=0)
+            + np.float32(_SUM_ERROR)
+        )
 
     def top(self, block: Block, k: int) -> Top:
         """See :class:`stm_training.mining.nearest.Scorer`."""
@@ -121,6 +126,16 @@ class Bfloat16Scorer(DenseScorer):
         torch.mm(queries[block.start : block.stop], documents[block.first : block.last].T, out=product)
         bits: np.ndarray[tuple[int, int], np.dtype[np.int16]] = product.view(torch.int16).numpy()
         return bits
+
+
+def _rounding_errors(exact: torch.Tensor, rough: torch.Tensor) -> Floats:
+    """(n,) distance of every vector from its rounded form."""
+    step = 1024  # rows that stay in the cache
+    errors = [
+        rough[start : start + step].float().sub_(exact[start : start + step]).norm(dim=1).numpy()
+        for start in range(0, len(exact), step)
+    ]
+    return np.concatenate(errors) if errors else np.empty(0, dtype=np.float32)
 
 
 def _as_floats(bits: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> Floats:

@@ -12,7 +12,7 @@ from stm_training.mining.nearest import Floats
 # Texts -> (n, d) unit vectors: Embedder.encode_query, or partial(encode_texts, backbone, role="query").
 Encode = Callable[[Sequence[str]], Floats]
 
-_LENGTH_TOLERANCE = 0.02  # bf16 vectors are off by some 1e-3
+LENGTH_TOLERANCE = 0.02  # bf16 vectors are off by some 1e-3
 
 
 def encode(what: str, function: Encode, texts: Sequence[str]) -> Floats:
@@ -43,7 +43,7 @@ def encode(what: str, function: Encode, texts: Sequence[str]) -> Floats:
             f"the {what} vector of {texts[place][:80]!r} is not finite, so nothing can be near it. "
             "Run stm-train doctor on the model's folder."
         )
-    if len(lengths) and float(np.abs(lengths - 1).max()) > _LENGTH_TOLERANCE:
+    if len(lengths) and float(np.abs(lengths - 1).max()) > LENGTH_TOLERANCE:
         place = int(np.abs(lengths - 1).argmax())
         raise ConfigError(
             f"the {what} vector of {texts[place][:80]!r} has length {lengths[place]:.3f}, not 1: bands and "
