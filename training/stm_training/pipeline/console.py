@@ -34,7 +34,7 @@ class RunConsole:
 
     def announce(self, line: str) -> None:
         """Print a stage's line, literally."""
-        self.console.print(line, markup=False, highlight=False)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, description: str, total: int | None = None) -> Iterator[Advance]:
