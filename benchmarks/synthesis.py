@@ -31,8 +31,7 @@ from stm_training.evaluate.significance import paired_bootstrap
 from stm_training.evaluate.versions import installed_versions
 from stm_training.filtering.run import filter_pairs
 from stm_training.filtering.settings import FilterSection
-from stm_training.finetune.backbone import Backbone, BackboneSpec, load_backbone
-from stm_training.finetune.encode import encode_texts
+from stm_training.finetune.backbone import BackboneSpec, load_backbone
 from stm_training.finetune.lora import full_deltas
 from stm_training.finetune.settings import TrainSettings
 from stm_training.finetune.trainer import train_expert
@@ -43,6 +42,7 @@ from stm_training.merge.recipe import MergeRecipe
 from stm_training.mining.mine import mine_negatives
 from stm_training.mining.settings import MineSection
 from stm_training.pipeline.collections import Problem, judged_and_sample
+from stm_training.pipeline.refining import BaseEncoder
 from stm_training.pipeline.scoring import score_backbone
 from stm_training.pipeline.stages import source_digest
 from stm_training.recipe import expand_variables
@@ -98,7 +98,7 @@ class Data:
             self.written_for += own
             self.corpus += own + [others[int(place)] for place in sorted(drawn)]
         self.pairs = self._pairs(recordings)
-        self._vectors: dict[str, np.ndarray[Any, Any]] = {}
+        self.encoder = BaseEncoder(lambda: load_backbone(self.spec))
 
     def _problem(self, folder: Path, split: str, name: str) -> Problem:
         collection = read_beir(folder, split)
@@ -120,30 +120,13 @@ class Data:
         print(f"{len(kept)} pairs from {len(documents)} documents; {len(dropped)} repeated a held-out query")
         return kept
 
-    def encoder(self, role: str) -> Callable[[Sequence[str]], np.ndarray[Any, Any]]:
-        """The base, as mining and filters want it; vectors are kept by text."""
-        base: list[Backbone] = []
-
-        def encode(texts: Sequence[str]) -> np.ndarray[Any, Any]:
-            keys = [f"{role}\0{text}" for text in texts]
-            missing = {text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
-            new = sorted(missing)
-            if new:
-                base[:] = base or [load_backbone(self.spec)]
-                vectors = encode_texts(base[0], new, "query" if role == "query" else "document")
-                rows = zip(new, vectors, strict=True)
-                self._vectors.update({f"{role}\0{text}": row for text, row in rows})
-            return np.stack([self._vectors[key] for key in keys])
-
-        return encode
-
     def training_pairs(self, variant: Variant, seed: int) -> tuple[list[Pair], dict[str, Any]]:
         """The pairs that a variant is trained on, and notes about them."""
         pairs = [pair for pair in self.pairs if pair.kind in variant.kinds]
         notes: dict[str, Any] = {}
         if variant.negatives in ("none", "band", "margin"):
             pairs = [replace(pair, negatives=()) for pair in pairs]
-        encode_query, encode_document = self.encoder("query"), self.encoder("document")
+        encode_query, encode_document = self.encoder.query, self.encoder.document
         if variant.negatives in ("band", "margin", "mixed"):
             preset = "band" if variant.negatives == "band" else "margin"
             mix = "add" if variant.negatives == "mixed" else "replace"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ _HOPELESS = (TypeError, AttributeError, NotImplementedError, ImportError)
 _LLAMA_INDEX_TYPES = "llama_index.core.base.llms.types"
 
 
-class _FrameworkModel:
+class _FrameworkModel(ABC):
     """What the wrappers share: where the texts go, and what is asked again.
 
     Args:
@@ -122,8 +123,9 @@ class _FrameworkModel:
                 self._wait_or_give_up(attempt, error)
             attempt += 1
 
+    @abstractmethod
     def _call(self, messages: Sequence[Message], options: Mapping[str, Any]) -> Completion:
-        raise NotImplementedError
+        """Ask the object once; whatever its provider raises passes through."""
 
     def _wait_or_give_up(self, attempt: int, error: Exception) -> None:
         status = _status(error)

@@ -28,7 +28,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 class BaseEncoder:
     """The untouched base as filters and mining want it; loaded when first used, vectors kept by text."""
 
-    recipe: Recipe
+    load: Callable[[], Backbone]
 
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -37,7 +37,7 @@ class BaseEncoder:
     @property
     def backbone(self) -> Backbone:
         """The base."""
-        self._backbone = self._backbone or load_base(self.recipe)
+        self._backbone = self._backbone or self.load()
         return self._backbone
 
     def query(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -77,7 +77,7 @@ def refine_pairs(
     Returns:
         The pairs to train on, and what was done, as JSON.
     """
-    encoder = BaseEncoder(recipe)
+    encoder = BaseEncoder(lambda: load_base(recipe))
     refined, notes = list(pairs), dict[str, Any]()
     if recipe.filters is not None:
         with console.bar("filtering") as advance:

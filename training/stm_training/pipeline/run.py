@@ -23,7 +23,7 @@ from stm_training.pipeline.experts import ExpertPlan, plan_experts, train_one
 from stm_training.pipeline.merging import VECTORS, Choice, read_choice, search_and_choose
 from stm_training.pipeline.pairs import JOURNAL, PAIRS, make_pairs
 from stm_training.pipeline.prompting import choose_prompt, with_prompt
-from stm_training.pipeline.settings import MODEL_CODE, base_name, load_base
+from stm_training.pipeline.settings import MODEL_CODE, base_name, base_path, load_base
 from stm_training.pipeline.stages import Stage, StageRunner, run_lock
 from stm_training.pipeline.use import read_answers, use_index
 from stm_training.recipe import Recipe
@@ -62,6 +62,15 @@ def run_recipe(recipe: Recipe, folder: Path, *, json_path: Path | None = None, q
         return _Run(recipe, folder, console, quiet).execute(json_path)
 
 
+def _files_of(recipe: Recipe) -> list[Path]:
+    """Files that the synthesis reads beside the corpus: their contents decide its output, not their names."""
+    section = recipe.synthesize
+    if section is None:
+        return []
+    recordings = [one.replay for one in section.llm.generators()] if section.llm is not None else []
+    return [Path(name) for name in (*recordings, section.sample_queries, section.templates) if name]
+
+
 def _calm_libraries() -> None:
     """Keep other packages' bars, advice and telemetry out of a run."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -98,30 +107,34 @@ class _Run:
     def _prepare(self) -> None:
         recipe = self.recipe
         described = recipe.model_dump(mode="json")
-        base = load_base(recipe)
-        self.base_key = {"base": described["base"], "weights": summary_stage.weights_digest(base.path)}
+        weights = summary_stage.weights_digest(base_path(recipe))
+        self.base_key = {"base": described["base"], "weights": weights}
         corpus_settings = {
             name: described[name] for name in ("corpus", "split", "queries", "seed", "on_error")
         }
         inputs = [Path(recipe.corpus)] + ([Path(recipe.queries.path)] if recipe.queries else [])
-        self._stage(
-            "corpus",
-            lambda out: corpus_stage.prepare_corpus(
+
+        def prepare(out: Path) -> None:
+            base = load_base(recipe)
+            corpus_stage.prepare_corpus(
                 recipe,
                 out,
                 count_tokens=lambda texts: base.tokenizer.count(texts, "document"),
                 max_length=base.max_length,
-            ),
+            )
+
+        self._stage(
+            "corpus",
+            prepare,
             settings=corpus_settings | self.base_key,
             inputs=inputs,
             code=("stm_training.data", "stm_training.pipeline.corpus"),
         )
-        replay = recipe.synthesize.llm.replay if recipe.synthesize and recipe.synthesize.llm else None
         self._stage(
             "pairs",
             lambda out: make_pairs(recipe, self._path("corpus"), self.folder / JOURNAL, out, self.console),
             settings={name: described[name] for name in _PAIR_SETTINGS} | self.base_key,
-            inputs=[self.stages["corpus"], *([Path(replay)] if replay else [])],
+            inputs=[self.stages["corpus"], *_files_of(recipe)],
             code=_PAIR_CODE,
         )
 
@@ -167,6 +180,7 @@ class _Run:
         recipe = self.recipe
         described = recipe.model_dump(mode="json")
         test_queries, _ = read_split(self._path("pairs"), "test")
+        candidates = [Path(recipe.prompts.candidates)] if recipe.prompts and recipe.prompts.candidates else []
 
         def work(out: Path) -> None:
             section = recipe.synthesize.llm if recipe.synthesize else None
@@ -188,7 +202,7 @@ class _Run:
             "prompt",
             work,
             settings={name: described[name] for name in ("prompts", "seed")} | self.base_key,
-            inputs=[self.stages["merge"], self.stages["pairs"], *self._experts()],
+            inputs=[self.stages["merge"], self.stages["pairs"], *self._experts(), *candidates],
             code=("stm_training.prompting", "stm_training.pipeline.prompting", *MODEL_CODE),
         )
         return with_prompt(choice, self._path("prompt"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stm_retriever.folder import Prompts
 from stm_training.finetune.backbone import Backbone, BackboneSpec, load_backbone
+from stm_training.finetune.source import resolve_source
 from stm_training.recipe import Recipe
 
 # Packages whose source decides a stage's output: changed code runs again.
@@ -28,6 +31,12 @@ def backbone_spec(recipe: Recipe) -> BackboneSpec:
         max_length=base.max_length,
         prompts=None if prompts is None else Prompts(query=prompts.query, document=prompts.document),
     )
+
+
+def base_path(recipe: Recipe) -> Path:
+    """Where the base lies, without reading its weights into memory."""
+    base = recipe.base
+    return resolve_source(base.source, revision=base.revision, local_files_only=not base.download)
 
 
 def load_base(recipe: Recipe) -> Backbone:
