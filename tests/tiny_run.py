@@ -70,7 +70,11 @@ def write_tiny_recipe(folder: Path, *, topics: tuple[str, ...] = TOPICS, **chang
         "corpus": "health",
         "queries": {"path": "health", "dev": "dev", "test": "test"},
         "guards": {"general": {"path": "general"}},
-        "synthesize": {"llm": {"replay": "completions.jsonl"}, "kinds": ["question", "claim", "keywords"]},
+        "synthesize": {
+            "llm": {"replay": "completions.jsonl"},
+            "kinds": ["question", "claim", "keywords"],
+            "hard_negatives": True,
+        },
         "train": {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "lora_rank": 4, "lora_alpha": 8},
         "experts": {"questions": {"kinds": ["question"]}, "statements": {"kinds": ["claim", "keywords"]}},
         "merge": {"trials": 3},

@@ -49,7 +49,13 @@ def start(server: Server, folder: Path, *options: str, documents: int = 30) -> s
     folder.mkdir(exist_ok=True)
     if not (folder / "corpus.jsonl").exists():
         write_passages(folder / "corpus.jsonl", passages(documents))
-    arguments = ["synthesize", str(folder / "corpus.jsonl"), "--out", str(folder / "pairs.jsonl")]
+    arguments = [
+        "synthesize",
+        str(folder / "corpus.jsonl"),
+        "--out",
+        str(folder / "pairs.jsonl"),
+        "--hard-negatives",
+    ]
     arguments += ["--base-url", server.url, "--model", "tiny", "--concurrency", str(AT_ONCE), *options]
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments],
@@ -167,7 +173,13 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str,
             f"base_url: {server.url}\nmodel: tiny\nmax_retries: 1\ntimeout: 3\nconcurrency: 4\n"
         )
         write_passages(folder / "corpus.jsonl", passages(14))
-        arguments = ["synthesize", str(folder / "corpus.jsonl"), "--out", str(folder / "pairs.jsonl")]
+        arguments = [
+            "synthesize",
+            str(folder / "corpus.jsonl"),
+            "--out",
+            str(folder / "pairs.jsonl"),
+            "--hard-negatives",
+        ]
         run = subprocess.run(
             [sys.executable, "-c", COMMAND, *arguments, "--llm", str(folder / "llm.yaml")],
             env={**os.environ, "OPENAI_API_KEY": KEY},

@@ -128,7 +128,7 @@ def test_templates_are_written_changed_and_used(corpus: Path, tmp_path: Path) ->
     file.write_text(file.read_text().replace("You help", "Kindly help"))
     with Server(answer) as server:
         source = ("--base-url", server.url, "--model", "tiny", "--templates", str(folder))
-        run(str(corpus), "--out", str(tmp_path / "p.jsonl"), *source, "--kinds", "question", "--no-negatives")
+        run(str(corpus), "--out", str(tmp_path / "p.jsonl"), *source, "--kinds", "question")
         assert len(server.bodies) == 6
         assert all("Kindly help" in body["messages"][0]["content"] for body in server.bodies)
         file.write_text(file.read_text().replace("{count}", "two"))
@@ -219,7 +219,7 @@ def test_a_whole_synthesis_opens_no_connection_but_to_this_machine(
     monkeypatch.setenv("HTTP_PROXY", "http://203.0.113.7:3128")
     with Server(answer) as server:
         source = ("--base-url", server.url, "--model", "tiny")
-        assert run(str(corpus), "--out", str(tmp_path / "p.jsonl"), *source) == 0
+        assert run(str(corpus), "--out", str(tmp_path / "p.jsonl"), *source, "--hard-negatives") == 0
         assert len(server.bodies) == 24
     assert reached
     assert {str(host) for host in reached} <= {"127.0.0.1", "::1", "localhost"}

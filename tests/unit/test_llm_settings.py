@@ -122,7 +122,7 @@ def test_an_estimate_needs_neither_leave_nor_key_and_can_ask_nothing(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     llm = LLMSection.model_validate({"base_url": REMOTE, "model": "m", "prices": {"input": 1, "output": 1}})
-    section = SynthesizeSection(llm=llm)
+    section = SynthesizeSection(llm=llm, hard_negatives=True)
     found, hosts = estimate_section(section, PASSAGES, journal=tmp_path / "none.jsonl")
     assert (found.total.requests, hosts) == (16, ("llm.example.org (m)",))
     assert found.total.cost > 0

@@ -110,7 +110,12 @@ def _add_writing(group: argparse._ArgumentGroup) -> None:
         "title,keywords,sentence with --extractive",
     )
     group.add_argument("--per-kind", type=int, help="queries of each kind per document (default: 1)")
-    group.add_argument("--no-negatives", action="store_true", help="no hard negatives")
+    group.add_argument(
+        "--hard-negatives",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also one hard negative per document (default: no; benchmarks/RESULTS.md says why)",
+    )
     group.add_argument(
         "--sample-queries",
         metavar="FILE",
@@ -202,7 +207,7 @@ def section_of(arguments: argparse.Namespace) -> Any:
     values: dict[str, Any] = {
         "llm": _llm_values(arguments),
         "kinds": _listed(arguments.kinds),
-        "hard_negatives": not arguments.no_negatives,
+        "hard_negatives": arguments.hard_negatives,
         "per_kind": arguments.per_kind,
         "max_tokens": arguments.max_tokens,
         "sample_queries": arguments.sample_queries,

@@ -42,7 +42,11 @@ class SynthesizeSection(_Section):
     kinds: tuple[QueryKind, ...] | None = Field(
         None, description="null: question, claim, keywords of an LLM; title, keywords, sentence without one."
     )
-    hard_negatives: bool = Field(True, description="Also let the LLM write one hard negative per document.")
+    hard_negatives: bool = Field(
+        False,
+        description="Also let the LLM write one hard negative per document; measured to gain nothing in short "
+        "trainings, at a token cost of its own (benchmarks/RESULTS.md).",
+    )
     max_documents: int | None = Field(None, ge=1, description="Use a seeded sample of the documents.")
     per_kind: int = Field(1, ge=1, le=20, description="Queries of each kind per document.")
     max_tokens: int = Field(512, ge=16, description="Longest answer of the LLM, in tokens.")
