@@ -134,7 +134,8 @@ def _synthesize(
             journal=None if section.llm is None else journal,
             seed=recipe.seed,
             held_out_queries=known,
-            progress=lambda done, total: advance(done, total=total),
+            progress=(lambda done, total: advance(done, total=total)) if section.llm is None else None,
+            watch=lambda now: advance(now.done, total=now.total, note=now.note()),
             tell=lambda line: console.announce(f"    {line}"),
         )
     if result.limit is not None:
