@@ -1,8 +1,8 @@
 """Virtual environments for the peers that we are measured against: `make bench-env`.
 
 Each peer lives in `.venv-bench/<peer>`, with this package beside it (without its extras), so that both sides
-of a comparison run in one process on the very same data, and no peer's dependencies reach the project's own
-environment. An environment whose requirements are unchanged is left as it is.
+of a comparison run on the same libraries and the very same data, and no peer's dependencies reach the
+project's own environment. An environment whose requirements are unchanged is left as it is.
 
     python benchmarks/environments.py                          make all of them
     python benchmarks/environments.py sentence-transformers    make one
@@ -28,6 +28,7 @@ TORCH = "torch==2.13.0"
 PEERS: dict[str, tuple[str, ...]] = {
     # util.mine_hard_negatives takes and returns `datasets`, which it does not require itself.
     "sentence-transformers": ("sentence-transformers==6.2.0", "datasets==5.2.0"),
+    "mergekit": ("mergekit==0.1.5",),
 }
 _STAMP = ".made-for"
 

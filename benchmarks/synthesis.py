@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "synthesis"
 SETS = ("scifact", "evidence_inference_passages")
 MAX_LENGTH = 128
-TRAIN = TrainSettings(max_steps=40, batch_size=32, learning_rate=2e-4, warmup_steps=4, hard_negatives=2)
+TRAIN = TrainSettings(steps=40, batch_size=32, learning_rate=2e-4, warmup_steps=4, hard_negatives=2)
 DEV_DOCUMENTS = 800
 NEGATIVES_FROM = 1_000  # passages beside the recorded ones that mining may draw from, of each set
 

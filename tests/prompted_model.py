@@ -79,8 +79,8 @@ def obedient_model() -> Path:
     settings = TrainSettings(
         batch_size=16,
         learning_rate=1e-2,
-        max_steps=150,
-        rank=16,
+        steps=150,
+        lora_rank=16,
         precision="fp32",
         temperature=0.1,
         max_grad_norm=1.0,

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm_training.finetune.losses import info_nce, stm_loss
+from stm_training.finetune.losses import (
+    Labels,
+    build_objective,
+    hard_negatives_only,
+    info_nce,
+    listwise_kl,
+    stm_loss,
+)
+from stm_training.finetune.settings import TrainSettings
 
 
 def unit(*shape: int, seed: int) -> Tensor:
@@ -23,19 +31,22 @@ def plain_stm(
     negatives: list[list[Tensor]],
     temperature: float,
     excluded: set[tuple[int, int]] = frozenset(),  # type: ignore[assignment]
+    hardness: float = 0.0,
 ) -> float:
     def similarity(left: Tensor, right: Tensor) -> float:
         return sum(float(a) * float(b) for a, b in zip(left, right, strict=True)) / temperature
+
+    def push(query: Tensor, text: Tensor) -> float:
+        score = similarity(query, text)
+        return math.exp(score) * math.exp(hardness * score * temperature)
 
     total = 0.0
     for i, query in enumerate(queries):
         own = math.exp(similarity(query, positives[i]))
         others = sum(
-            math.exp(similarity(query, positives[j]))
-            for j in range(len(positives))
-            if j != i and (i, j) not in excluded
+            push(query, positives[j]) for j in range(len(positives)) if j != i and (i, j) not in excluded
         )
-        hard = sum(math.exp(similarity(query, negative)) for negative in negatives[i])
+        hard = sum(push(query, negative) for negative in negatives[i])
         total += -math.log(own / (own + others + hard))
     return total / len(queries)
 
@@ -132,3 +143,91 @@ def test_losses_are_float32_even_for_bfloat16_vectors() -> None:
     queries, positives = unit(4, 8, seed=0).bfloat16(), unit(4, 8, seed=1).bfloat16()
     assert stm_loss(queries, positives, temperature=0.05).dtype == torch.float32
     assert info_nce(queries, positives, temperature=0.05).dtype == torch.float32
+
+
+def test_hard_negatives_only_is_the_mean_over_the_rows_that_have_one() -> None:
+    queries, positives, negatives = unit(4, 8, seed=0), unit(4, 8, seed=1), unit(4, 3, 8, seed=2)
+    present = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
+    rows = [
+        plain_stm(queries[i : i + 1], positives[i : i + 1], [list(negatives[i, present[i]])], 0.1)
+        for i in (0, 1, 3)
+    ]
+    loss = hard_negatives_only(queries, positives, negatives, temperature=0.1, has_negative=present)
+    assert float(loss) == pytest.approx(sum(rows) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("hardness", [2.0, 9.0])
+def test_hardness_multiplies_every_negatives_term_and_not_the_positives(hardness: float) -> None:
+    queries, positives, negatives = unit(5, 8, seed=0), unit(5, 8, seed=1), unit(5, 8, seed=2)
+    own, every = [[row] for row in negatives], [list(negatives)] * 5
+    loss = stm_loss(queries, positives, negatives, temperature=0.1, hardness_weight=hardness)
+    expected = plain_stm(queries, positives, own, 0.1, hardness=hardness)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(plain_stm(queries, positives, own, 0.1))
+    loss = info_nce(queries, positives, negatives, temperature=0.1, hardness_weight=hardness)
+    expected = plain_stm(queries, positives, every, 0.1, hardness=hardness)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    alone = {(i, j) for i in range(5) for j in range(5)}
+    loss = hard_negatives_only(queries, positives, negatives, temperature=0.1, hardness_weight=hardness)
+    expected = plain_stm(queries, positives, own, 0.1, alone, hardness)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def plain_kl(teacher: list[float], student: list[float]) -> float:
+    wanted, given = (
+        [math.exp(value) / sum(map(math.exp, values)) for value in values] for values in (teacher, student)
+    )
+    return sum(t * math.log(t / s) for t, s in zip(wanted, given, strict=True))
+
+
+def test_listwise_kl_is_its_definition_over_the_texts_that_have_scores() -> None:
+    queries, positives, negatives = unit(4, 8, seed=0), unit(4, 8, seed=1), unit(4, 3, 8, seed=2)
+    nan = math.nan
+    teacher = [[2.0, 1.0, 0.5, -1.0], [0.1, nan, 0.4, nan], [nan, 1.0, 2.0, 3.0], [1.0, nan, nan, nan]]
+    total = 0.0
+    for row in (0, 1):
+        texts = [positives[row], *negatives[row]]
+        scored = [n for n, score in enumerate(teacher[row]) if not math.isnan(score)]
+        total += plain_kl(
+            [teacher[row][n] / 0.3 for n in scored], [float(queries[row] @ texts[n]) / 0.05 for n in scored]
+        )
+    loss = listwise_kl(
+        queries, positives, negatives, torch.tensor(teacher), temperature=0.05, teacher_temperature=0.3
+    )
+    assert float(loss) == pytest.approx(total / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["score", "guide"])
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_a_rows_own_negative_is_left_out_where_it_is_too_close_to_the_positive(
+    rule: str, margin: float
+) -> None:
+    queries, positives, negatives = unit(5, 8, seed=0), unit(5, 8, seed=1), unit(7, 8, seed=6)
+    judge = (queries, positives, negatives)
+    if rule == "guide":
+        judge = (unit(5, 4, seed=3), unit(5, 4, seed=4), unit(7, 4, seed=5))
+    counts, first = [2, 0, 1, 3, 1], [0, 2, 2, 3, 6]
+    limits = [float(judge[0][i] @ judge[1][i]) - margin for i in range(5)]
+    excluded = {(i, j) for i in range(5) for j in range(5) if float(judge[0][i] @ judge[1][j]) > limits[i]}
+    own = [
+        [
+            negatives[j]
+            for j in range(first[i], first[i] + counts[i])
+            if judge[0][i] @ judge[2][j] <= limits[i]
+        ]
+        for i in range(5)
+    ]
+    assert sum(map(len, own)) < 7
+    plain = Labels.plain(torch.tensor(counts))
+    labels = Labels(
+        plain.negative_counts,
+        plain.excluded,
+        plain.excluded_negatives,
+        guide_positives=judge[0] @ judge[1].T,
+        guide_negatives=judge[0] @ judge[2].T,
+    )
+    settings = TrainSettings.model_validate(
+        {"temperature": 0.1, "false_negatives": rule, "false_negative_margin": margin}
+    )
+    loss = build_objective(settings, 8)(queries, positives, negatives, labels)
+    assert float(loss) == pytest.approx(plain_stm(queries, positives, own, 0.1, excluded), rel=1e-5)

@@ -41,7 +41,7 @@ def pairs() -> list[Pair]:
 @pytest.mark.parametrize("family", CASES)
 def test_a_family_goes_from_training_to_serving(tmp_path: Path, family: str) -> None:
     spec = BackboneSpec(source=str(build_tiny_model(family, tmp_path / "base")), prompts=PROMPTS)
-    settings = TrainSettings(max_steps=2, batch_size=3, learning_rate=0.05, rank=2, alpha=4)
+    settings = TrainSettings(steps=2, batch_size=3, learning_rate=0.05, lora_rank=2, lora_alpha=4)
     adapters = {
         name: train_expert(spec, pairs(), settings=settings, out_dir=tmp_path / name, seed=seed).adapter_dir
         for seed, name in enumerate(("first", "second"))

@@ -184,8 +184,10 @@ def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
             "q", "p", ("n1", "n2"), query_id="1", positive_id="2", source="m", kind="question", prompt="find"
         ),
         Pair("line\u2028separator", "näive\nlines"),
+        Pair("q", "p", ("n1", "n2"), scores=(2.5, -1.0, 1e-17)),
+        Pair("q", "p", scores=(0.1,)),
     ]
-    assert write_pairs(tmp_path / "out" / "pairs.jsonl", pairs) == 2
+    assert write_pairs(tmp_path / "out" / "pairs.jsonl", pairs) == 4
     assert read_pairs(tmp_path / "out" / "pairs.jsonl") == pairs
 
 
@@ -198,6 +200,19 @@ def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
         ({"query": "q", "positive": "p", "negatives": "n"}, "'negatives' is str, not a list"),
         ({"query": "q", "positive": "p", "negatives": ["n", ""]}, "'negatives[1]' is empty"),
         ({"query": "q", "positive": "p", "kind": 3}, "'kind' is not a string"),
+        ({"query": "q", "positive": "p", "scores": 0.5}, "'scores' is float, not a list"),
+        (
+            {"query": "q", "positive": "p", "negatives": ["n"], "scores": [1]},
+            "1 scores for 1 positive and 1 neg",
+        ),
+        ({"query": "q", "positive": "p", "scores": [1, 0]}, "2 scores for 1 positive and 0 negatives"),
+        ({"query": "q", "positive": "p", "scores": ["1"]}, "no finite number: scores[0] is 1"),
+        ({"query": "q", "positive": "p", "scores": [True]}, "no finite number: scores[0] is True"),
+        ({"query": "q", "positive": "p", "scores": [10**400]}, "no finite number: scores[0] is 1000"),
+        (
+            {"query": "q", "positive": "p", "negatives": ["n"], "scores": [1, float("nan")]},
+            "scores[1] is nan",
+        ),
     ],
 )
 def test_a_bad_pair_is_told_with_its_line(tmp_path: Path, row: dict[str, Any], told: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,14 +15,22 @@ from stm_retriever.errors import MergeError
 from stm_training.finetune.backbone import Backbone, BackboneSpec, load_backbone
 from stm_training.finetune.lora import attach_lora, full_deltas, save_adapter
 from stm_training.merge.apply import MergedModel
-from stm_training.merge.methods import linear, slerp, task_arithmetic, ties
-from stm_training.merge.recipe import MergeRecipe
+from stm_training.merge.methods import METHODS, linear, slerp, task_arithmetic, ties
+from stm_training.merge.recipe import READS, MergeRecipe
 from tests.tiny_models import build_tiny_model
 
 
 def tensors(count: int, *, seed: int = 0, scale: float = 0.1) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(6, 5, generator=generator) * scale for _ in range(count)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,10 @@ def test_after_100_merges_the_base_comes_back_bit_for_bit(base: Backbone, adapte
         MergeRecipe(method="linear", weights={"a": 1.0, "b": 2.0}, base_weight=0.5),
         MergeRecipe(method="ties", weights={"a": 0.5, "b": 0.5}, density=0.4),
         MergeRecipe(method="slerp", weights={"a": 0.5, "b": 0.5}),
+        MergeRecipe(method="dare_ties", weights={"a": 0.5, "b": 0.5}, density=0.3, seed=7),
+        MergeRecipe(method="breadcrumbs", weights={"a": 0.5, "b": 0.4}, density=0.8, gamma=0.1),
+        MergeRecipe(method="model_stock", weights={"a": 1.0, "b": 1.0}),
+        MergeRecipe(method="ties", weights={"b": 0.5}, density=0.4, base_slerp=0.5, curve=(0.5, 1.0)),
     ]
     with MergedModel(base, experts_of(base, adapters)) as merged:
         for recipe in itertools.islice(itertools.cycle(recipes), 100):
@@ -98,6 +110,23 @@ def test_after_100_merges_the_base_comes_back_bit_for_bit(base: Backbone, adapte
     assert all(torch.equal(before[name], value) for name, value in state(base).items())
 
 
+def test_what_is_kept_between_merges_never_changes_one(base: Backbone, adapters: list[Path]) -> None:
+    experts = experts_of(base, adapters)
+    used = MergedModel(base, experts)
+    for weights in ({"b": 1.0, "a": 0.3}, {"a": 0.6}, {"a": 0.5, "b": 0.9}):
+        for method in sorted(set(METHODS) - {"model_stock"}):
+            recipe = MergeRecipe(method=method, weights=weights)  # type: ignore[arg-type]
+            if "density" in READS[recipe.method]:
+                recipe = recipe.model_copy(update={"density": 0.4})
+            used.apply(recipe)
+            after = state(base)
+            used.restore()
+            fresh = MergedModel(base, experts)
+            fresh.apply(recipe)
+            assert all(torch.equal(after[name], value) for name, value in state(base).items()), recipe
+            fresh.restore()
+
+
 def test_the_base_comes_back_when_scoring_fails(base: Backbone, adapters: list[Path]) -> None:
     before = state(base)
     with (
@@ -109,16 +138,17 @@ def test_the_base_comes_back_when_scoring_fails(base: Backbone, adapters: list[P
     assert all(torch.equal(before[name], value) for name, value in state(base).items())
 
 
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "slerp"])
-def test_weights_1_and_0_give_back_the_member(base: Backbone, adapters: list[Path], method: str) -> None:
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"model_stock"}))
+def test_weights_1_and_0_give_back_the_member_bit_for_bit(
+    base: Backbone, adapters: list[Path], method: str
+) -> None:
     experts = experts_of(base, adapters)
     before = state(base)
     MergedModel(base, experts).apply(
         MergeRecipe(method=method, weights={"a": 1.0, "b": 0.0})  # type: ignore[arg-type]
     )
     for name, delta in experts["a"].items():
-        expected = before[name] + delta
-        assert torch.allclose(base.model.get_parameter(name), expected, atol=1e-7, rtol=0)
+        assert torch.equal(base.model.get_parameter(name), before[name] + delta)
 
 
 def test_linear_counts_the_base_as_a_member() -> None:
@@ -237,24 +267,3 @@ def test_unknown_and_absent_experts_are_errors(base: Backbone, adapters: list[Pa
     merged = MergedModel(base, experts_of(base, adapters))
     with pytest.raises(MergeError, match=r"\['c'\].*\['a', 'b'\]"):
         merged.apply(MergeRecipe(method="linear", weights={"c": 1.0}))
-
-
-@pytest.mark.parametrize(
-    ("recipe", "words"),
-    [
-        ({"method": "linear", "weights": {"a": 0.0}}, "more than 0"),
-        ({"method": "ties", "weights": {"a": 1.0}, "density": 0.0}, "density of a"),
-        ({"method": "ties", "weights": {"a": 1.0}, "density": {"b": 0.5}}, "no value"),
-        ({"method": "slerp", "weights": {"a": 1, "b": 1, "c": 1}}, "two members"),
-        ({"method": "linear", "weights": {"a": 1.0}, "densitty": 1}, "densitty"),
-        ({"method": "linear", "weights": {}}, "weights"),
-    ],
-)
-def test_a_recipe_that_makes_no_sense_is_refused(recipe: dict[str, object], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        MergeRecipe.model_validate(recipe)
-
-
-def test_a_recipe_survives_json() -> None:
-    recipe = MergeRecipe(method="ties", weights={"a": 0.3, "b": 0.7}, density={"a": 0.5, "b": 0.2})
-    assert MergeRecipe.model_validate_json(recipe.model_dump_json()) == recipe

@@ -131,12 +131,12 @@ def test_the_commented_recipe_loads_and_names_every_key(tmp_path: Path) -> None:
 
 def test_a_commented_section_that_is_uncommented_holds_the_defaults(tmp_path: Path) -> None:
     text = commented_recipe(SMALLEST)
-    start = text.index("# train:")
+    start = text.index("# evaluate:")
     block = text[start : text.index("\n\n", start)]
     uncommented = "\n".join(line.removeprefix("# ") for line in block.splitlines())
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace(block, uncommented), encoding="utf-8")
-    assert load_recipe(path).train == Recipe.model_fields["train"].default
+    assert load_recipe(path).evaluate == Recipe.model_fields["evaluate"].default
 
 
 def test_what_init_writes_is_a_recipe(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ COMMANDS = (
     "mine",
     "prompts",
     "convert",
+    "finetune",
+    "merge",
     "export",
     "evaluate",
     "index",

@@ -16,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from stm_retriever.errors import ConfigError, require
 from stm_training.demo.base_model import find_base
 from stm_training.filtering.settings import FilterSection
+from stm_training.finetune.section import ExpertSection, TrainSection
+from stm_training.merge.search.settings import SearchSection
 from stm_training.mining.settings import MineSection
+from stm_training.pretrain.settings import PretrainSection
 from stm_training.prompting.settings import PromptSearchSection
 from stm_training.synthesize.settings import SynthesizeSection, with_absolute_paths
 
@@ -97,49 +100,6 @@ class GuardSection(_Section):
     exclude_self: bool = Field(False, description="Drop the document with the query's own id (ArguAna).")
 
 
-class TrainSection(_Section):
-    """Settings of the contrastive training, shared by all experts unless they set their own."""
-
-    steps: int = Field(100, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(32, ge=2, description="Pairs per step; every pair is the others' negative.")
-    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate of AdamW.")
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up; at most a tenth of the steps.")
-    temperature: float = Field(0.05, gt=0, description="Divides the cosine similarities in the loss.")
-    lora_rank: int = Field(16, ge=1, description="Rank of the LoRA matrices, on all linear layers.")
-    lora_alpha: int = Field(32, ge=1, description="LoRA scale is alpha / rank.")
-    lora_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout before the LoRA matrices; slow on a CPU."
-    )
-    max_length: int | None = Field(None, ge=8, description="Tokens per text in training; null: the model's.")
-    hard_negatives: int = Field(1, ge=0, description="Hard negatives used per pair, at most.")
-
-
-class ExpertSection(_Section):
-    """One expert: a slice of the training pairs."""
-
-    kinds: tuple[str, ...] = Field(
-        description="Kinds of pair: question, claim, title, keywords, labelled, ..."
-    )
-    hard_negatives: bool = Field(True, description="Use the hard negatives of these pairs.")
-    steps: int | None = Field(None, ge=1, description="Overrides train.steps.")
-    learning_rate: float | None = Field(None, gt=0, description="Overrides train.learning_rate.")
-
-
-class MergeSection(_Section):
-    """Which merges of the experts' full deltas with the base are tried on the development queries."""
-
-    methods: tuple[Literal["linear", "task_arithmetic", "ties"], ...] = Field(
-        ("task_arithmetic", "ties"),
-        description="Merge methods; linear is task_arithmetic with weights scaled to sum to 1.",
-    )
-    weights: tuple[float, ...] = Field(
-        (0.0, 0.3, 0.5, 0.7, 0.9),
-        description="Weights that an expert may get (the paper's grid is 0 to 0.9).",
-    )
-    densities: tuple[float, ...] = Field((0.3, 0.5, 0.7), description="Densities for ties.")
-    trials: int = Field(12, ge=1, description="Merges to try; a seeded sample where the grid is larger.")
-
-
 class EvaluateSection(_Section):
     """How models are scored."""
 
@@ -147,6 +107,9 @@ class EvaluateSection(_Section):
         None,
         ge=100,
         description="Rank dev and guards against judged documents plus a seeded sample up to this.",
+    )
+    dev_queries: int | None = Field(
+        None, ge=10, description="Choose on a seeded sample of so many development queries per collection."
     )
     max_guard_loss: float = Field(
         0.5, ge=0, description="Largest loss on a guard, in nDCG@10 points (0-100)."
@@ -170,6 +133,11 @@ class Recipe(_Section):
     queries: QueriesSection | None = Field(
         None, description="null: dev and test are synthetic queries from documents not trained on."
     )
+    domains: dict[str, QueriesSection] = Field(
+        default_factory=dict,
+        description="Further collections of your domain by name, with documents of their own: train queries "
+        "become pairs of kind NAME; dev and test weigh as much as those of queries.",
+    )
     guards: dict[str, GuardSection] = Field(default_factory=dict, description="Name: collection.")
     synthesize: SynthesizeSection | None = Field(
         SynthesizeSection(), description="null: labelled pairs only."
@@ -177,6 +145,7 @@ class Recipe(_Section):
     filters: FilterSection | None = Field(None, description="null: only each query on its own is looked at.")
     mine: MineSection | None = Field(None, description="null: no hard negatives from the corpus.")
     prompts: PromptSearchSection | None = Field(None, description="null: the base's own query prompt stays.")
+    pretrain: PretrainSection | None = Field(None, description="null: experts start from the base itself.")
     train: TrainSection = TrainSection()
     experts: dict[str, ExpertSection] = Field(
         default_factory=lambda: {
@@ -187,7 +156,7 @@ class Recipe(_Section):
         description="At least two experts by name.",
     )
     all_data: bool = Field(True, description="Also train one model on all pairs at once, as a baseline.")
-    merge: MergeSection = MergeSection()
+    merge: SearchSection = SearchSection()
     ship_if: Literal["mean", "significant"] = Field(
         "mean", description="mean: better on dev; significant: the 95 % interval of the gain is above 0."
     )
@@ -197,13 +166,19 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
-        if self.synthesize is None and (self.queries is None or self.queries.train is None):
+        labelled = [self.queries, *self.domains.values()]
+        if self.synthesize is None and not any(one is not None and one.train for one in labelled):
             message = "there is nothing to train on: set synthesize, or queries with a train split"
             raise ValueError(message)
-        for name in self.experts:
-            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-                message = f"expert name {name!r} must be letters, digits, '.', '_' or '-'"
-                raise ValueError(message)
+        for kind, names in (("expert", self.experts), ("domain", self.domains)):
+            for name in names:
+                if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+                    message = f"{kind} name {name!r} must be letters, digits, '.', '_' or '-'"
+                    raise ValueError(message)
+        for expert in self.experts.values():
+            expert.training(
+                self.train
+            )  # an unknown key of an expert's own training is an error here, not later
         return self
 
 
@@ -309,6 +284,10 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.queries is not None:
         queries = {"path": _absolute(recipe.queries.path, folder)}
         changes["queries"] = recipe.queries.model_copy(update=queries)
+    changes["domains"] = {
+        name: domain.model_copy(update={"path": _absolute(domain.path, folder)})
+        for name, domain in recipe.domains.items()
+    }
     changes["guards"] = {
         name: guard.model_copy(update={"path": _absolute(guard.path, folder)})
         for name, guard in recipe.guards.items()
@@ -316,6 +295,14 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     base = Path(recipe.base.source).expanduser()
     if recipe.base.source.startswith((".", "/", "~")) or (folder / base).exists():
         changes["base"] = recipe.base.model_copy(update={"source": _absolute(recipe.base.source, folder)})
+    changes["experts"] = {
+        name: expert.model_copy(update={"pairs": tuple(_absolute(path, folder) for path in expert.pairs)})
+        for name, expert in recipe.experts.items()
+    }
+    for section, field in (("train", "anchor"), ("pretrain", "corpus"), ("merge", "storage")):
+        found = getattr(recipe, section)
+        if found is not None and getattr(found, field) is not None:
+            changes[section] = found.model_copy(update={field: _absolute(getattr(found, field), folder)})
     if recipe.synthesize is not None:
         changes["synthesize"] = with_absolute_paths(recipe.synthesize, lambda path: _absolute(path, folder))
     if recipe.prompts is not None and recipe.prompts.candidates is not None:

@@ -11,11 +11,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from stm_training.recipe import ExpertSection, GuardSection, Recipe
+from stm_training.finetune.section import ExpertSection
+from stm_training.recipe import GuardSection, QueriesSection, Recipe
 
 _INDENT = "  "
 # Mappings whose keys the user chooses: shown with one example entry.
 _MAPPINGS: dict[str, tuple[str, type[BaseModel]]] = {
+    "domains": ("forum", QueriesSection),
     "guards": ("general", GuardSection),
     "experts": ("questions", ExpertSection),
 }

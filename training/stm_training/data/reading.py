@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stm_retriever.errors import DataError
-from stm_training.data.records import Collection, Pair, Passage, SkippedRow
+from stm_training.data.records import Collection, Pair, Passage, SkippedRow, scores_problem
 from stm_training.data.rows import (
     BadRows,
     OnError,
@@ -33,7 +33,7 @@ __all__ = [
 
 _OWN_KEYS = frozenset({"_id", "id", "title", "text", "metadata", "parent_id", "start", "end"})
 _PAIR_KEYS = frozenset(
-    {"query", "positive", "negatives", "query_id", "positive_id", "source", "kind", "prompt"}
+    {"query", "positive", "negatives", "query_id", "positive_id", "source", "kind", "prompt", "scores"}
 )
 
 
@@ -318,7 +318,7 @@ def _pair_problem(row: Mapping[str, Any]) -> str | None:
     for key in ("query", "positive"):
         if problem := text_problem(row.get(key)):
             return f"{key!r} {problem}"
-    return _negatives_problem(row.get("negatives") or []) or _provenance_problem(row)
+    return _negatives_problem(row.get("negatives") or []) or _provenance_problem(row) or _scores_problem(row)
 
 
 def _negatives_problem(negatives: object) -> str | None:
@@ -340,6 +340,14 @@ def _provenance_problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _scores_problem(row: Mapping[str, Any]) -> str | None:
+    scores = row.get("scores") or []
+    if not isinstance(scores, list):
+        return f"'scores' is {type(scores).__name__}, not a list: {shown(scores)}"
+    problem = scores_problem(scores, len(row.get("negatives") or [])) if scores else None
+    return problem and f"the row {problem}"
+
+
 def _pair(row: Mapping[str, Any]) -> Pair:
     return Pair(
         query=row["query"],
@@ -350,4 +358,5 @@ def _pair(row: Mapping[str, Any]) -> Pair:
         source=row.get("source") or "",
         kind=row.get("kind") or "",
         prompt=row.get("prompt"),
+        scores=tuple(map(float, row.get("scores") or ())),
     )

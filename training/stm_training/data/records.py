@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from stm_retriever.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,11 @@ class Pair:
         source: What made the pair: a model's name, ``"extractive"``, ``"labelled"``.
         kind: The kind of query, for instance ``"question"``.
         prompt: A retrieval instruction of this pair's own; ``None``: the recipe's.
+        scores: A teacher's scores for this query, on any scale, higher is better: the positive's, then the
+            negatives' in their order; ``()`` where there are none.
+
+    Raises:
+        DataError: If there are scores, but not one finite score for each text.
     """
 
     query: str
@@ -58,6 +66,49 @@ class Pair:
     source: str = ""
     kind: str = ""
     prompt: str | None = None
+    scores: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.scores and (problem := scores_problem(self.scores, len(self.negatives))):
+            message = (
+                f"The pair of query {self.query[:60]!r} {problem}. A score that stands beside the wrong text "
+                f"teaches the opposite; change negatives with with_negatives(), which keeps both aligned."
+            )
+            raise DataError(message)
+
+    def with_negatives(self, negatives: Sequence[str]) -> Pair:
+        """The pair with other negatives; each score follows its text.
+
+        Args:
+            negatives: The new ones: some of the old, others, or both.
+
+        Returns:
+            The pair. Where a new negative has no score, it has none at all: half a list is no ranking.
+        """
+        negatives = tuple(negatives)
+        scores: tuple[float, ...] = ()
+        if self.scores:
+            known = dict(zip(reversed(self.negatives), reversed(self.scores[1:]), strict=True))
+            if known.keys() >= set(negatives):
+                scores = (self.scores[0], *(known[text] for text in negatives))
+        return replace(self, negatives=negatives, scores=scores)
+
+
+def scores_problem(scores: Sequence[object], negatives: int) -> str | None:
+    """Why scores cannot be those of a positive and so many negatives, or ``None`` if they can."""
+    if len(scores) != 1 + negatives:
+        return f"has {len(scores)} scores for 1 positive and {negatives} negatives"
+    for index, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not _is_finite(score):
+            return f"has a score that is no finite number: scores[{index}] is {str(score)[:40]}"
+    return None
+
+
+def _is_finite(score: int | float) -> bool:
+    try:
+        return math.isfinite(score)
+    except OverflowError:  # an integer of some hundred digits
+        return False
 
 
 @dataclass(frozen=True, slots=True)

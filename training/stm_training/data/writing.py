@@ -46,6 +46,8 @@ def _pair_row(pair: Pair) -> dict[str, Any]:
         value = getattr(pair, key)
         if value is not None and value != "":
             row[key] = value
+    if pair.scores:
+        row["scores"] = list(pair.scores)
     return row
 
 

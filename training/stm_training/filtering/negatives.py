@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,4 +133,4 @@ def _vectors(texts: Mapping[str, None], encode: Encode, what: str) -> dict[str, 
 
 
 def _with(pair: Pair, negatives: Sequence[str]) -> Pair:
-    return pair if len(negatives) == len(pair.negatives) else replace(pair, negatives=tuple(negatives))
+    return pair if len(negatives) == len(pair.negatives) else pair.with_negatives(negatives)

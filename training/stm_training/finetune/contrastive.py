@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,60 +18,72 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from stm_retriever.errors import TrainingError
 from stm_training.data.records import Pair
 from stm_training.finetune.backbone import Backbone
-from stm_training.finetune.collate import Batch, Collator, MicroBatch
+from stm_training.finetune.collate import Batch, Collator
+from stm_training.finetune.gather import Ranks
 from stm_training.finetune.lora import adapter_state, load_adapter_state
-from stm_training.finetune.losses import info_nce, stm_loss
-from stm_training.finetune.precision import autocast
+from stm_training.finetune.out_of_memory import is_out_of_memory, release
+from stm_training.finetune.processes import put_from_first, whole
+from stm_training.finetune.random_state import RandomState
 from stm_training.finetune.sampler import NoDuplicatesBatchSampler
-from stm_training.finetune.settings import TrainSettings
+from stm_training.finetune.sharding import load_optimizer, save_optimizer
+from stm_training.finetune.step import ContrastiveStep, StepResult
 
 if TYPE_CHECKING:
     from stm_training.finetune.trainer import Progress
 
-# On CPUs the fused attention's backward pass is slow (measured: a whole step at 128 tokens takes 1.4 times as
-# long), but the plain one keeps every attention weight, which grows with the square of the length.
-_SHORT = 192
+_WEIGHTS = "adapter_state.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_SCHEDULER = "scheduler.json"
 
-_ADAPTER_STATE = "adapter_state.safetensors"
+logger = logging.getLogger(__name__)
 
 
 class ContrastiveTrainer(Trainer):  # type: ignore[misc]
-    """Trainer whose step encodes all texts of a batch and contrasts them; checkpoints hold the adapter alone.
+    """Trainer whose step contrasts all texts of a batch; checkpoints hold the trained weights alone.
+
+    Processes are kept together by the step itself: neither accelerate nor DDP wraps the model. DDP would
+    start to reduce gradients inside the last backward pass and wait there for a process that ran out of
+    memory; the step first agrees that all passes went well.
 
     Args:
-        backbone: A backbone with an adapter attached.
-        settings: Loss and precision.
+        backbone: The model; sharded already where ``ranks`` says so.
+        step: Computes gradients.
         pairs: The training rows.
         sampler: Says which rows meet in which step.
         collator: Tokenises them.
         arguments: Loop, schedule, checkpoints.
-        progress: Called after each step.
+        ranks: The processes of this training.
+        callbacks: Of transformers' kind.
+        progress: Called after each step, in the first process.
     """
 
     def __init__(
         self,
         *,
         backbone: Backbone,
-        settings: TrainSettings,
+        step: ContrastiveStep,
         pairs: Sequence[Pair],
         sampler: NoDuplicatesBatchSampler,
         collator: Collator,
         arguments: TrainingArguments,
-        progress: Progress | None,
+        ranks: Ranks,
+        callbacks: Sequence[TrainerCallback] = (),
+        progress: Progress | None = None,
     ) -> None:
         super().__init__(
             model=backbone,
             args=arguments,
             data_collator=collator,
             train_dataset=pairs,
-            callbacks=[_StepReport(self, progress)],
+            callbacks=[_StepReport(self, progress if ranks.rank == 0 else None), *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        self._settings = settings
+        self._step = step
         self._sampler = sampler
-        self._config = backbone.model.config
-        self._attention_code = self._config._attn_implementation
-        self.step_loss = float("nan")
+        self._ranks = ranks
+        self._started = time.monotonic()
+        self._result: StepResult | None = None
+        self._step_rate = float("nan")
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -82,115 +97,150 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         )
         return loader
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """Encode every text of the batch and contrast queries with documents.
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does; a step's time begins with its rows."""
+        self._started = time.monotonic()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Leave the gradients of a batch in the weights; where memory runs out, with smaller micro-batches.
 
         Raises:
-            TrainingError: If the loss is not finite; the weights are those of the step before.
+            TrainingError: If the loss is not finite, or memory does not even suffice for single texts.
         """
-        micro_batches = inputs["micro_batches"]
-        with autocast(micro_batches[0]["input_ids"].device, self._settings.precision):
-            parts = [self._encode(model, part) for part in micro_batches]
-        order = torch.cat([part["rows"] for part in micro_batches]).argsort()
-        loss = self._contrast(torch.cat(parts)[order], inputs)
-        self.step_loss = float(loss.detach())
-        if not torch.isfinite(loss):
+        model.train()
+        self._step_rate = float(self._get_learning_rate())
+        before = RandomState.capture(self.args.device)
+        while True:
+            try:
+                self._result = self._step.run(inputs, self.state.global_step, self.accelerator.backward)
+                return self._result.loss
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0].rstrip(".") + "."
+            # Outside of the handler: the error holds every tensor of the aborted step.
+            inputs = self._smaller(model, inputs, reason)
+            before.restore()
+
+    def _smaller(self, model: nn.Module, inputs: Batch, reason: str) -> Batch:
+        model.zero_grad()
+        release(self.args.device)
+        if self._ranks.sharded:
             message = (
-                f"The loss is {self.step_loss} at step {self.state.global_step + 1}, so every later weight "
-                f"would be NaN. Lower learning_rate ({self._settings.learning_rate}) or raise temperature "
-                f"({self._settings.temperature}), or set precision 'fp32'; look for broken base weights."
+                f"Memory ran out at step {self.state.global_step + 1}: {reason} A sharded model's processes "
+                f"cannot repeat a step. Set a token_budget below {self._step.plan.token_budget} and start "
+                f"again; the training goes on from its last checkpoint."
             )
             raise TrainingError(message)
-        return loss
-
-    def _encode(self, model: nn.Module, part: MicroBatch) -> Tensor:
-        """Encode one micro-batch with the attention code that is fastest for its length."""
-        ids = part["input_ids"]
-        short = ids.device.type == "cpu" and ids.shape[1] <= _SHORT
-        self._config._attn_implementation = "eager" if short else self._attention_code
-        vectors: Tensor = model(ids, part["attention_mask"])[1]
-        return vectors
-
-    def _contrast(self, vectors: Tensor, batch: Batch) -> Tensor:
-        counts = batch["negative_counts"]
-        size = len(counts)
-        queries, positives, negatives = vectors[:size], vectors[size : 2 * size], vectors[2 * size :]
-        temperature, excluded = self._settings.temperature, batch["excluded"]
-        if self._settings.loss == "info_nce":
-            return info_nce(
-                queries,
-                positives,
-                negatives,
-                temperature=temperature,
-                excluded=excluded,
-                excluded_negatives=batch["excluded_negatives"],
-            )
-        own, has_negative = _group_by_row(negatives, counts)
-        return stm_loss(
-            queries, positives, own, temperature=temperature, has_negative=has_negative, excluded=excluded
+        budget = self._step.plan.token_budget
+        smaller = self._step.shrink(inputs, reason)
+        logger.warning(
+            "Memory ran out at step %d: %s The step is repeated, and training goes on, with micro-batches of "
+            "at most %d padded tokens instead of %d, and with GradCache.",
+            self.state.global_step + 1,
+            reason,
+            self._step.plan.token_budget,
+            budget,
         )
+        return smaller
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """As transformers does, but a step whose gradients are not finite is not taken.
+
+        Raises:
+            TrainingError: If they are not; the weights are those of the step before.
+        """
+        norm = super()._clip_grad_norm(model)
+        value = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not bool(torch.isfinite(torch.as_tensor(value))):
+            message = (
+                f"The gradients' norm is {float(value)} at step {self.state.global_step + 1}, with a finite "
+                f"loss, so every later weight would be NaN. Set precision 'fp32', or raise temperature."
+            )
+            raise TrainingError(message)
+        return norm
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        # A wrapper of ours keeps transformers from having accelerate wrap the model.
+        return _Whole(self.model) if self._ranks.size > 1 and training else model
+
+    def report(self, state: Any) -> float:
+        """Record the step that was just taken in the state that checkpoints carry; returns its loss."""
+        result = self._result
+        if result is None:
+            raise TrainingError("No step was taken, so there is none to record.")
+        loss = float(result.loss)
+        record: dict[str, Any] = {
+            "step": state.global_step,
+            "step_loss": loss,
+            "tokens": result.tokens,
+            "seconds": round(time.monotonic() - self._started, 6),
+            "learning_rate": self._step_rate,
+        }
+        if result.anchor_loss is not None:
+            record["anchor_loss"] = result.anchor_loss
+        state.log_history.append(record)
+        return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers would guess from a model's inputs, which ours are not."""
         return 0
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights; every process must call it where they are sharded."""
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().cpu() for name, value in adapter_state(self.model).items()}
-        save_file(state, folder / _ADAPTER_STATE)
+        state = {name: whole(value) for name, value in adapter_state(self.model).items()}
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(state, folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_adapter_state(self.model, load_file(Path(resume_from_checkpoint) / _ADAPTER_STATE))
+        state = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
+        if self._ranks.sharded:
+            put_from_first(adapter_state(self.model), state)
+        else:
+            load_adapter_state(self.model, state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._ranks.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        folder = Path(output_dir)
+        save_optimizer(self.optimizer, self._names(), folder / _OPTIMIZER, write=self.args.should_save)
+        if self.args.should_save:
+            (folder / _SCHEDULER).write_text(json.dumps(self.lr_scheduler.state_dict()), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._ranks.sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self.optimizer, self._names(), Path(checkpoint) / _OPTIMIZER)
+        state = json.loads((Path(checkpoint) / _SCHEDULER).read_text(encoding="utf-8"))
+        self.lr_scheduler.load_state_dict(state)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _names(self) -> dict[Tensor, str]:
+        return {value: name for name, value in adapter_state(self.model).items()}
+
+
+class _Whole(nn.Module):
+    """A model as it is, under another identity."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
 
 class _StepReport(TrainerCallback):  # type: ignore[misc]
-    """Keeps each step's loss in the state that checkpoints carry, and tells the caller."""
+    """Keeps each step's figures in the state that checkpoints carry, and tells the caller."""
 
     def __init__(self, trainer: ContrastiveTrainer, progress: Progress | None) -> None:
         self._trainer = trainer
         self._progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        loss = self._trainer.step_loss
-        state.log_history.append({"step": state.global_step, "step_loss": loss})
+        loss = self._trainer.report(state)
         if self._progress is not None:
             self._progress(state.global_step, state.max_steps, loss)
-
-
-def training_arguments(
-    settings: TrainSettings, checkpoints: Path, *, steps: int, seed: int
-) -> TrainingArguments:
-    """Translate our settings; anything not named is transformers' default."""
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=min(settings.warmup_steps, steps // 10),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        save_strategy="no" if settings.save_steps is None else "steps",
-        save_steps=settings.save_steps or 1,
-        save_total_limit=2,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-    )
-
-
-def _group_by_row(negatives: Tensor, counts: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Lay (m, dimension) negatives out as (batch, most, dimension) with a mask (batch, most)."""
-    most = int(counts.max()) if len(counts) else 0
-    if most == 0:
-        return None, None
-    present = torch.arange(most, device=counts.device)[None] < counts[:, None]
-    # Row i's n-th negative is number n of its own, after those of the rows before; absent ones point to 0.
-    place = (counts.cumsum(0) - counts)[:, None] + torch.arange(most, device=counts.device)[None]
-    return negatives[torch.where(present, place, torch.zeros_like(place))], present

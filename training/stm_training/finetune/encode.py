@@ -44,7 +44,7 @@ def encode_texts(
     backbone.eval()
     done = 0
     try:
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.no_grad(), autocast(device, precision):
             for rows in token_budget_batches([len(row) for row in ids], token_budget):
                 input_ids, mask = backbone.tokenizer.pad([ids[row] for row in rows])
                 _, batch = backbone(torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device))

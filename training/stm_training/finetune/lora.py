@@ -27,7 +27,9 @@ def attach_lora(backbone: Backbone, *, rank: int = 16, alpha: int = 32, dropout:
     """Freeze the base and put a trainable low-rank update beside each of its linear layers.
 
     ``backbone.model`` is wrapped in place. The adapter's weights are float32 whatever the base's type, and
-    its update is zero until it is trained. Seed torch beforehand to repeat it.
+    its update is zero until it is trained. Seed torch beforehand to repeat it. Layers run in our own code
+    (:mod:`.fast_lora`) where that computes the same, and on CPUs batches run without their padding
+    (:mod:`.packing`).
 
     Args:
         backbone: The backbone to adapt.
@@ -40,6 +42,9 @@ def attach_lora(backbone: Backbone, *, rank: int = 16, alpha: int = 32, dropout:
     """
     from peft import LoraConfig, get_peft_model
 
+    from stm_training.finetune.fast_lora import FastLoraLinear
+    from stm_training.finetune.packing import pack
+
     targets = _linear_layers(backbone.model)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="FEATURE_EXTRACTION"
@@ -47,6 +52,7 @@ def attach_lora(backbone: Backbone, *, rank: int = 16, alpha: int = 32, dropout:
     # Where one would look for the base again; null for models that were not loaded by name.
     config.base_model_name_or_path = backbone.spec.source
     config.revision = backbone.spec.revision
+    config._register_custom_module({nn.Linear: FastLoraLinear})
     with warnings.catch_warnings():
         # PEFT asks transformers for a property that its next major release renames.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -54,6 +60,7 @@ def attach_lora(backbone: Backbone, *, rank: int = 16, alpha: int = 32, dropout:
     for module in backbone.model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False  # under autocast the cast to float32 is undone at once
+    pack(backbone)
 
 
 def save_adapter(backbone: Backbone, folder: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stm_retriever.errors import MergeError
 from stm_training.finetune.backbone import Backbone
-from stm_training.merge.methods import linear, slerp, task_arithmetic, ties
+from stm_training.merge.curve import count_layers
+from stm_training.merge.methods import Block, WholeParameter, merge_block, merge_parameter
 from stm_training.merge.recipe import MergeRecipe
 
 Deltas = Mapping[str, Tensor]
@@ -52,43 +54,47 @@ def _check_delta(expert: str, name: str, delta: Tensor, weight: Tensor | None) -
         raise MergeError(message)
 
 
-def merge_weight(base: Tensor, deltas: Mapping[str, Tensor | None], recipe: MergeRecipe) -> Tensor:
-    """Merge one parameter.
+def merge_weight(
+    base: Tensor,
+    deltas: Mapping[str, Tensor | None],
+    recipe: MergeRecipe,
+    *,
+    name: str = "weight",
+    layers: int = 1,
+) -> Tensor:
+    """Merge one parameter that fits into memory.
 
     Args:
         base: The base's weight.
         deltas: Expert name -> its change of this weight, ``None`` where it leaves it alone.
         recipe: The merge.
+        name: The parameter's name: it says how deep it lies, and seeds DARE.
+        layers: Count of the model's layers.
 
     Returns:
-        The merged weight, float32.
+        The merged weight, float32; where nothing changes it may be the base itself, so do not write into it.
     """
-    names = list(recipe.weights)
-    weights = [float(recipe.weights[name]) for name in names]
-    zero = torch.zeros_like(base, dtype=torch.float32)
-    members = [zero if (delta := deltas.get(name)) is None else delta for name in names]
-    if recipe.method == "linear":
-        return linear(base, members, weights, base_weight=recipe.base_weight)
-    if recipe.method == "task_arithmetic":
-        return task_arithmetic(base, members, weights)
-    if recipe.method == "ties":
-        densities = recipe.densities()
-        return ties(base, members, weights, [densities[name] for name in names], scale=recipe.scale)
-    return _slerp(base, members, weights, recipe.base_weight)
+    block = _block(
+        base, {key: delta for key in recipe.weights if (delta := deltas.get(key)) is not None}, recipe
+    )
+    return merge_block(block, recipe, name=name, layers=layers)
 
 
-def _slerp(base: Tensor, members: Sequence[Tensor], weights: Sequence[float], base_weight: float) -> Tensor:
-    experts = [base.float() + member for member in members]
-    if len(experts) == 1:  # the base is the other end
-        experts, weights = [base, *experts], [base_weight, *weights]
-    return slerp(experts[0], experts[1], weights[1] / sum(weights))
+def _block(base: Tensor, deltas: Mapping[str, Tensor | None], recipe: MergeRecipe) -> Block:
+    nothing = torch.zeros(1, device=base.device).expand(base.shape)  # one number, whatever the shape
+    changes = [deltas.get(name) for name in recipe.weights]
+    return Block(
+        base.float(),
+        [nothing if delta is None else delta.to(base.device, torch.float32) for delta in changes],
+    )
 
 
 class MergedModel:
     """A backbone whose weights are replaced by merges and put back bit for bit.
 
-    Each :meth:`apply` starts from a copy of the base's bytes, so that no rounding adds up over a search.
-    Use it as a context manager to be sure that the base comes back::
+    Each :meth:`apply` starts from a copy of the base's bytes, so that no rounding adds up over a search; what
+    does not depend on the recipe (inner products, counts of magnitudes) is computed once. Merges are computed
+    where the backbone's parameters lie. Use it as a context manager to be sure that the base comes back::
 
         with MergedModel(backbone, {"a": full_deltas(path_a, backbone), "b": ...}) as merged:
             for recipe in recipes:
@@ -97,7 +103,8 @@ class MergedModel:
 
     Args:
         backbone: The base, without an adapter attached.
-        experts: Expert name -> full deltas by parameter name; see ``full_deltas``.
+        experts: Expert name -> full deltas by parameter name; see ``full_deltas``. An expert's own weight is
+            the base's plus its delta, rounded to float32.
 
     Raises:
         MergeError: If an expert does not fit the base.
@@ -109,14 +116,22 @@ class MergedModel:
         parameters: dict[str, Tensor] = dict(backbone.model.named_parameters())
         check_members(parameters, self.experts)
         touched = sorted({name for deltas in self.experts.values() for name in deltas})
+        self._layers = count_layers(parameters)
         self._live = {name: parameters[name].data for name in touched}
         self._base = {name: value.clone() for name, value in self._live.items()}
+        self._facts: dict[str, dict[Any, Any]] = {name: {} for name in touched}
+        # Merging after merging would otherwise move them to the accelerator again and again.
+        if backbone.device.type != "cpu" and _fits(backbone.device, self.experts):
+            self.experts = {
+                expert: {name: delta.to(backbone.device) for name, delta in deltas.items()}
+                for expert, deltas in self.experts.items()
+            }
 
     def apply(self, recipe: MergeRecipe) -> None:
         """Replace the backbone's weights by a merge.
 
         Args:
-            recipe: Method, weights by expert, density.
+            recipe: Method, weights by expert, and what else the method takes.
 
         Raises:
             MergeError: If the recipe names an expert that is not there.
@@ -128,9 +143,12 @@ class MergedModel:
                 f"Train them first, or take them out of the weights."
             )
             raise MergeError(message)
+        keys = list(recipe.weights)
         for name, base in self._base.items():
-            deltas = {expert: self.experts[expert].get(name) for expert in recipe.weights}
-            self._live[name].copy_(merge_weight(base, deltas, recipe))
+            changes = {key: self.experts[key].get(name) for key in keys}
+            whole = WholeParameter(_block(base, changes, recipe), keys, self._facts[name])
+            for merged in merge_parameter(name, whole, base.numel(), recipe, self._layers):
+                self._live[name].copy_(merged)
 
     def restore(self) -> None:
         """Put the base's own bytes back."""
@@ -147,3 +165,11 @@ class MergedModel:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
+
+
+def _fits(device: torch.device, experts: Mapping[str, Deltas]) -> bool:
+    """Whether all deltas take at most half of the accelerator's free memory."""
+    if device.type != "cuda":
+        return False
+    needed = sum(delta.nbytes for deltas in experts.values() for delta in deltas.values())
+    return 2 * needed <= torch.cuda.mem_get_info(device)[0]

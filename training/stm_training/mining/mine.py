@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,8 +197,8 @@ def _empty_report(settings: MineSection, model: str, seed: int) -> MiningReport:
 
 def _mixed(pair: Pair, mined: list[str] | None, settings: MineSection) -> Pair:
     if settings.mix == "replace":
-        return replace(pair, negatives=tuple(mined or ()))
-    return pair if not mined else replace(pair, negatives=(*pair.negatives, *mined))
+        return pair.with_negatives(mined or ())
+    return pair if not mined else pair.with_negatives((*pair.negatives, *mined))
 
 
 def _outside_band(block: Block, verdicts: Verdicts, band: tuple[float, float] | None) -> int:

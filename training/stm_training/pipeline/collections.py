@@ -17,6 +17,8 @@ from stm_training.recipe import GuardSection
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+HeldOut = Literal["dev", "test"]
+HELD_OUT: tuple[HeldOut, ...] = ("dev", "test")
 Qrels = dict[str, dict[str, int]]
 
 

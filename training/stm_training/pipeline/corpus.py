@@ -10,6 +10,7 @@ from pathlib import Path
 from stm_retriever.errors import DataError
 from stm_training.data.reading import read_beir, read_corpus
 from stm_training.data.records import Collection, Passage, SkippedRow
+from stm_training.data.rows import OnError
 from stm_training.data.splits import split_collection
 from stm_training.data.splitting import split_passages
 from stm_training.data.writing import write_passages
@@ -44,7 +45,9 @@ def prepare_corpus(recipe: Recipe, out: Path, *, count_tokens: CountTokens, max_
         raise DataError(message)
     passages = _split(recipe, documents, count_tokens, max_length)
     write_passages(out / PASSAGES, passages)
-    splits = read_splits(recipe, documents, skipped)
+    splits = cut_queries(
+        recipe.queries, documents, seed=recipe.seed, on_error=recipe.on_error, skipped=skipped
+    )
     for split, (queries, qrels) in splits.items():
         write_split(out, split, queries, qrels)
     info = {
@@ -68,15 +71,21 @@ def _split(
     return split_passages(documents, count_tokens=count_tokens, max_tokens=limit, overlap_tokens=overlap)
 
 
-def read_splits(recipe: Recipe, documents: Sequence[Passage], skipped: list[SkippedRow]) -> Splits:
+def cut_queries(
+    section: QueriesSection | None,
+    documents: Sequence[Passage],
+    *,
+    seed: int,
+    on_error: OnError,
+    skipped: list[SkippedRow],
+) -> Splits:
     """Cut labelled queries into train, dev and test; a published test is only ever test."""
-    section = recipe.queries
     if section is None:
         return {}
     corpus = {document.id: document for document in documents}
 
     def published(split: str) -> Collection:
-        return read_beir(section.path, split, recipe.on_error, skipped=skipped, corpus=corpus)
+        return read_beir(section.path, split, on_error, skipped=skipped, corpus=corpus)
 
     splits: Splits = {}
     if section.test is not None:
@@ -85,7 +94,7 @@ def read_splits(recipe: Recipe, documents: Sequence[Passage], skipped: list[Skip
         splits["dev"] = _as_split(published(section.dev))
     if section.train is not None:
         train = published(section.train)
-        parts = _cut(train, section, recipe.seed)
+        parts = _cut(train, section, seed)
         splits = {**parts, **splits}
     return splits
 

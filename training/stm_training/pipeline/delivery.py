@@ -12,8 +12,8 @@ from stm_training.commands.index import add_in_batches, as_document
 from stm_training.data.records import Passage
 from stm_training.export.folder_writer import write_retriever_folder
 from stm_training.pipeline.console import RunConsole
-from stm_training.pipeline.merging import MERGED, Choice, apply_choice
 from stm_training.pipeline.settings import base_name, load_base
+from stm_training.pipeline.systems import MERGED, Choice, apply_choice
 from stm_training.recipe import Recipe
 
 
@@ -29,14 +29,14 @@ class Provenance:
 def write_retriever(
     recipe: Recipe,
     choice: Choice,
-    adapters: Mapping[str, Path],
+    experts: Mapping[str, Path],
     provenance: Provenance,
     out: Path,
     console: RunConsole,
 ) -> None:
     """Export what ships; raises ``ExportParityError`` where the ONNX file gives other vectors."""
     backbone = load_base(recipe)
-    apply_choice(backbone, choice, adapters)
+    apply_choice(backbone, choice, experts)
     base = {"name": base_name(recipe), "revision": recipe.base.revision}
     if recipe.base.source.count("/") == 1 and not Path(recipe.base.source).exists():
         base["hub_name"] = recipe.base.source

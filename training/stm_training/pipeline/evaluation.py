@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from stm_training.evaluate.metrics import mean
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
-from stm_training.pipeline.merging import BASE, MERGED, PROMPTED, Choice, apply_choice
-from stm_training.pipeline.scoring import QueryMetrics, score_backbone, score_bm25, vectors_path
+from stm_training.pipeline.scoring import (
+    QueryMetrics,
+    read_vectors,
+    score_backbone,
+    score_bm25,
+    together,
+)
 from stm_training.pipeline.settings import load_base
+from stm_training.pipeline.systems import BASE, MERGED, PROMPTED, Choice, Systems
 from stm_training.recipe import Recipe
 
 SCORES = "scores.json"
@@ -24,8 +28,8 @@ NDCG = "ndcg@10"
 def evaluate_on_test(
     recipe: Recipe,
     choice: Choice,
-    adapters: Mapping[str, Path],
-    test: Problem,
+    experts: Mapping[str, Path],
+    tests: Sequence[Problem],
     guards: Sequence[Problem],
     vectors: Path,
     out: Path,
@@ -36,32 +40,38 @@ def evaluate_on_test(
     Args:
         recipe: The recipe.
         choice: What was chosen before any test query was looked at.
-        adapters: Adapter folder by system name.
-        test: The test queries over the whole corpus.
+        experts: Folder of the expert's stage by system name.
+        tests: The test queries over the whole corpus, then those of the recipe's domains over theirs.
         guards: The test halves of the guards.
         vectors: Passage vectors that the search for a merge kept; those of other passages are not used.
         out: Folder to write ``scores.json`` into.
         console: Shows the progress.
     """
-    systems = list(dict.fromkeys([BASE, *adapters, MERGED, choice.shipped]))
-    scores: dict[str, QueryMetrics] = {}
+    systems = list(dict.fromkeys([BASE, *experts, MERGED, choice.shipped]))
+    scores: dict[str, list[QueryMetrics]] = {}
     guard_scores: dict[str, dict[str, float]] = {guard.name: {} for guard in guards}
     with console.bar("scoring on test", total=len(systems) + 1) as advance:
+        backbone = load_base(recipe)
+        made = Systems(backbone, choice, experts)
         for name in systems:
-            backbone = load_base(recipe)
-            apply_choice(backbone, choice, adapters, system=name)
+            made.become(name)
             # The query prompt leaves the passages' vectors alone.
-            known = vectors_path(vectors, choice.system if name == PROMPTED else name, test)
-            documents = np.load(known, allow_pickle=False) if known.exists() else None
-            scores[name] = score_backbone(backbone, test, documents)
+            kept = choice.system if name == PROMPTED else name
+            scores[name] = [
+                score_backbone(backbone, test, read_vectors(vectors, kept, test)) for test in tests
+            ]
             if name in (BASE, choice.shipped):
                 for guard in guards:
                     guard_scores[guard.name][name] = mean(score_backbone(backbone, guard)[NDCG])
             advance(len(scores), note=name)
-        scores[BM25_NAME] = score_bm25(test)
+        scores[BM25_NAME] = [score_bm25(test) for test in tests]
         advance(len(scores), note=BM25_NAME)
     document = {
-        "scores": scores,
+        "scores": {name: together(found) for name, found in scores.items()},
+        "sets": {
+            test.name: {name: mean(found[number][NDCG]) for name, found in scores.items()}
+            for number, test in enumerate(tests)
+        },
         "guards": guard_scores,
         "guard_queries": {guard.name: len(guard.queries) for guard in guards},
     }

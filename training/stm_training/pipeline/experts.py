@@ -1,23 +1,35 @@
-"""Stages ``expert-<name>``: one LoRA adapter per slice of the pairs, and one on all of them."""
+"""Stages ``expert-<name>``: one model per slice of the pairs, and one on all of them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stm_retriever.errors import ConfigError
-from stm_training.data.records import Pair
-from stm_training.finetune.settings import TrainSettings
-from stm_training.finetune.trainer import train_expert
+from stm_training.data.reading import read_corpus, read_pairs
+from stm_training.data.records import Pair, Passage
+from stm_training.evaluate.compare import NDCG
+from stm_training.evaluate.metrics import mean
+from stm_training.finetune.history import DevScore
+from stm_training.finetune.live import LiveFigures
+from stm_training.finetune.section import ExpertSection, TrainSection
+from stm_training.finetune.trainer import TrainResult, train_expert
+from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
-from stm_training.pipeline.merging import ALL_DATA
+from stm_training.pipeline.members import ADAPTER, MODEL, START, starting_point
+from stm_training.pipeline.scoring import score_backbone
+from stm_training.pipeline.selecting import Selected, selected_pairs
 from stm_training.pipeline.settings import backbone_spec
-from stm_training.recipe import ExpertSection, Recipe
+from stm_training.pipeline.systems import ALL_DATA
+from stm_training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from stm_training.finetune.backbone import Backbone, BackboneSpec
 
 RECORD = "expert.json"
 _FEWEST_STEPS_BETWEEN_CHECKPOINTS = 20
@@ -32,18 +44,21 @@ class ExpertPlan:
         system: Its name in tables.
         pairs: What it is trained on.
         train: How.
+        choice: Which of the pairs; ``random`` is the baseline of ``gradient``.
     """
 
     name: str
     system: str
     pairs: Sequence[Pair]
-    train: TrainSettings
+    train: TrainSection
+    choice: Literal["all", "gradient", "random"] = "all"
 
     def settings(self) -> dict[str, Any]:
         """What decides the result beside the pairs of the run: which of them, and how."""
         return {
             "kinds": self.kinds(),
             "negatives": self.negatives(),
+            "choice": self.choice,
             "train": self.train.model_dump(mode="json"),
         }
 
@@ -63,83 +78,153 @@ class ExpertPlan:
             "pairs": len(self.pairs),
             "hard_negatives": self.negatives(),
             "written_by": sorted({pair.source for pair in self.pairs}),
-            "steps": self.train.max_steps,
+            "steps": self.train.steps,
             "batch_size": self.train.batch_size,
         }
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What an expert's training looks at beside its pairs; each is made when it is first needed.
+
+    Attributes:
+        dev: The development problems.
+        guards: The development halves of the guards.
+        anchor_texts: General texts, for the term against forgetting.
+    """
+
+    dev: Callable[[], Sequence[Problem]]
+    guards: Callable[[], Sequence[Problem]]
+    anchor_texts: Callable[[], Sequence[str]]
+
+    def score(self) -> Callable[[Backbone], DevScore]:
+        """Scores a model in training."""
+        dev, guards = list(self.dev()), list(self.guards())
+
+        def score(backbone: Backbone) -> DevScore:
+            queries = {
+                f"{problem.name}/{name}": value
+                for problem in dev
+                for name, value in score_backbone(backbone, problem)[NDCG].items()
+            }
+            means = [
+                mean({name: queries[f"{problem.name}/{name}"] for name in problem.queries}) for problem in dev
+            ]
+            losses = {guard.name: mean(score_backbone(backbone, guard)[NDCG]) for guard in guards}
+            return DevScore(sum(means) / len(means), losses, queries)
+
+        return score
 
 
 def plan_experts(recipe: Recipe, pairs: Sequence[Pair]) -> list[ExpertPlan]:
     """Divide the pairs among the experts.
 
-    ``all_data`` gets the same pairs as all experts together, and as many steps.
+    ``all_data`` gets the same pairs as all experts together, and as many steps. An expert whose pairs are
+    selected by gradient has a twin on a random choice of equal size.
 
     Raises:
         ConfigError: If an expert is left without pairs.
     """
-    plans = [
-        ExpertPlan(name, f"expert:{name}", _slice(name, section, pairs), _train_settings(recipe, section))
-        for name, section in recipe.experts.items()
-    ]
+    plans: list[ExpertPlan] = []
+    for name, section in recipe.experts.items():
+        train = _checkpointed(section.training(recipe.train))
+        plan = ExpertPlan(name, f"expert:{name}", _slice(name, section, pairs), train)
+        if train.select is None:
+            plans.append(plan)
+            continue
+        twin = replace(plan, name=f"{name}-random", system=f"random:{name}", choice="random")
+        plans += [replace(plan, choice="gradient"), twin]
     if recipe.all_data:
-        every = list(dict.fromkeys(pair for plan in plans for pair in plan.pairs))
-        steps = sum(plan.train.max_steps or 0 for plan in plans)
-        train = _train_settings(recipe, None).model_copy(update={"max_steps": steps})
-        plans.append(ExpertPlan(ALL_DATA, ALL_DATA, every, train))
+        experts = [plan for plan in plans if plan.choice != "random"]
+        every = list(dict.fromkeys(pair for plan in experts for pair in plan.pairs))
+        train = recipe.train.model_copy(update={"steps": _all_steps(experts), "select": None})
+        plans.append(ExpertPlan(ALL_DATA, ALL_DATA, every, _checkpointed(train)))
     return plans
+
+
+def _all_steps(experts: Sequence[ExpertPlan]) -> int | None:
+    """As many steps as the experts take together; passes over the pairs where they count in passes."""
+    steps = [plan.train.steps for plan in experts]
+    return None if None in steps else sum(one or 0 for one in steps)
+
+
+def _checkpointed(train: TrainSection) -> TrainSection:
+    """A tenth of the steps is the most that a kill costs, and no checkpoint comes too soon."""
+    if train.save_steps is not None:
+        return train
+    often = max(_FEWEST_STEPS_BETWEEN_CHECKPOINTS, (train.steps or 0) // 10)
+    return train.model_copy(update={"save_steps": often})
 
 
 def _slice(name: str, section: ExpertSection, pairs: Sequence[Pair]) -> list[Pair]:
     kinds = set(section.kinds)
-    chosen = [
-        pair if section.hard_negatives else replace(pair, negatives=())
-        for pair in pairs
-        if pair.kind in kinds
-    ]
-    if not chosen:
+    chosen = [pair for pair in pairs if pair.kind in kinds]
+    if kinds and not chosen:
         found = ", ".join(sorted({pair.kind for pair in pairs})) or "none"
         message = (
             f"Expert {name!r} asks for pairs of the kinds {', '.join(section.kinds)}, but the run has "
             f"{found}. Change experts.{name}.kinds in the recipe, or synthesize such queries."
         )
         raise ConfigError(message)
+    for path in section.pairs:
+        chosen += read_pairs(path)
+    if not section.hard_negatives:
+        chosen = [pair.with_negatives(()) for pair in chosen]
+    if section.prompt is not None:
+        chosen = [replace(pair, prompt=section.prompt) for pair in chosen]
     return chosen
 
 
-def _train_settings(recipe: Recipe, section: ExpertSection | None) -> TrainSettings:
-    train = recipe.train
-    steps = train.steps if section is None or section.steps is None else section.steps
-    rate = train.learning_rate if section is None or section.learning_rate is None else section.learning_rate
-    return TrainSettings(
-        max_steps=steps,
-        batch_size=train.batch_size,
-        learning_rate=rate,
-        warmup_steps=min(train.warmup_steps, steps // 10),
-        temperature=train.temperature,
-        rank=train.lora_rank,
-        alpha=train.lora_alpha,
-        dropout=train.lora_dropout,
-        hard_negatives=train.hard_negatives,
-        save_steps=max(_FEWEST_STEPS_BETWEEN_CHECKPOINTS, steps // 10),
-    )
-
-
-def train_one(recipe: Recipe, plan: ExpertPlan, scratch: Path, out: Path, console: RunConsole) -> None:
-    """Train one expert into ``out/adapter`` and record its curve in ``out/expert.json``.
+def train_one(
+    recipe: Recipe, plan: ExpertPlan, watching: Watching, scratch: Path, out: Path, console: RunConsole
+) -> None:
+    """Train one expert into ``out`` and record its curve in ``out/expert.json``.
 
     Checkpoints lie in ``scratch``, which outlives a kill; a restart goes on from the last one.
     """
-    with console.bar(f"training {plan.name}", total=plan.train.max_steps) as advance:
-
-        def progress(step: int, total: int, loss: float) -> None:
-            advance(step, total=total, note=f"loss {loss:.3f}")
-
-        spec = backbone_spec(recipe)
-        if recipe.train.max_length is not None:
-            spec = replace(spec, max_length=recipe.train.max_length)
+    spec, start = _starting_spec(recipe, plan, out.parent)
+    selected = selected_pairs(plan, spec, scratch / "probe", seed=recipe.seed, console=console)
+    with console.bar(f"training {plan.name}", total=plan.train.steps) as advance:
         result = train_expert(
-            spec, plan.pairs, settings=plan.train, out_dir=scratch, seed=recipe.seed, progress=progress
+            spec,
+            selected.pairs,
+            settings=plan.train.one_training(),
+            out_dir=scratch,
+            seed=recipe.seed,
+            callbacks=[LiveFigures(advance)],
+            score=watching.score() if plan.train.eval_steps is not None else None,
+            max_guard_loss=recipe.evaluate.max_guard_loss,
+            anchor_texts=watching.anchor_texts() if plan.train.anchor_weight else (),
         )
-    shutil.copytree(result.adapter_dir, out / "adapter")
+    if result.model_dir is None:
+        shutil.copytree(result.adapter_dir, out / ADAPTER)
+    else:
+        shutil.copytree(result.model_dir, out / MODEL)
     shutil.rmtree(scratch)
-    record = plan.card() | {"losses": list(result.losses), "seconds": round(result.seconds, 2)}
+    record = plan.card() | {START: start} | _figures(result, selected)
     (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _starting_spec(recipe: Recipe, plan: ExpertPlan, run_folder: Path) -> tuple[BackboneSpec, str | None]:
+    spec, start = starting_point(backbone_spec(recipe), recipe, run_folder)
+    if plan.train.max_length is not None:
+        spec = replace(spec, max_length=plan.train.max_length)
+    return spec, start
+
+
+def _figures(result: TrainResult, selected: Selected) -> dict[str, Any]:
+    return {
+        "losses": list(result.losses),
+        "seconds": round(result.seconds, 2),
+        "token_budget": result.token_budget,
+        "best_step": result.best_step,
+        "trained_on": len(selected.pairs),
+        "selection": selected.report,
+        "history": result.history,
+    }
+
+
+def anchor_texts(source: str | None, passages: Sequence[Passage]) -> list[str]:
+    """The general texts that an expert shall not forget: a corpus of its own, or the run's documents."""
+    chosen = passages if source is None else read_corpus(source, "skip", allow_title_only=True)
+    return [passage.content for passage in chosen]

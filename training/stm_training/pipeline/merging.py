@@ -3,80 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from stm_retriever.errors import MergeError
 from stm_training.evaluate.compare import NDCG
 from stm_training.evaluate.selection import Decision, SelectionRow, choose
-from stm_training.finetune.backbone import Backbone
-from stm_training.finetune.lora import full_deltas
-from stm_training.merge.apply import MergedModel
 from stm_training.merge.recipe import MergeRecipe
-from stm_training.pipeline.candidates import describe, merge_candidates
+from stm_training.merge.search.evaluator import ModelEvaluator, evaluator_for
+from stm_training.merge.search.job import SearchJob
+from stm_training.merge.search.objective import domain, general, guard_losses
+from stm_training.merge.search.pareto import choose_by
+from stm_training.merge.search.processes import Work, search_in_processes
+from stm_training.merge.search.records import Evaluate, SearchResult, Trial, TrialScores
+from stm_training.merge.search.study import search
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
-from stm_training.pipeline.scoring import Vectors, encode_passages, score_backbone, vectors_path
+from stm_training.pipeline.members import member_deltas
+from stm_training.pipeline.scoring import together, vectors_path
 from stm_training.pipeline.settings import load_base
-from stm_training.prompting.applying import set_query_prompt
+from stm_training.pipeline.systems import ALL_DATA, BASE, EXPERT, MERGED, Choice, alone
 from stm_training.recipe import Recipe
+from stm_training.report.summary import CandidateSummary
 
 CHOICE = "choice.json"
 VECTORS = "vectors"  # of the systems' passages, so that the test queries need no second pass over the corpus
-BASE, ALL_DATA, MERGED = "base", "all_data", "merged"
-PROMPTED = "prompted"  # what ships, with another query prompt than the base's
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What ships, and how to make every system of the run again.
-
-    Attributes:
-        system: The weights that ship: ``base``, an expert, ``all_data`` or ``merged``.
-        members: Adapters in what ships.
-        merge: The best merge on dev, as ``MergeRecipe`` stores it.
-        trials: How many merges were tried.
-        decision: The table that the choice rests on.
-        prompt: The query prompt that ships, where the prompt search found a better one than the base's.
-    """
-
-    system: str
-    members: Sequence[str]
-    merge: dict[str, Any]
-    trials: int
-    decision: Decision
-    prompt: str | None = None
-
-    @property
-    def shipped(self) -> str:
-        """Name of what ships, in tables."""
-        return self.system if self.prompt is None else PROMPTED
-
-
-@dataclass
-class _Scores:
-    """nDCG@10 per query, on dev and on each guard, by candidate."""
-
-    dev: dict[str, list[float]] = field(default_factory=dict)
-    guards: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-
-    def mean(self, name: str) -> float:
-        return sum(self.dev[name]) / len(self.dev[name])
-
-    def worst_guard(self, name: str) -> float:
-        """Largest loss against the base on a guard, in points; negative where all gain."""
-        losses = [100 * (_mean(scores[BASE]) - _mean(scores[name])) for scores in self.guards.values()]
-        return max(losses, default=0.0)
 
 
 def search_and_choose(
     recipe: Recipe,
-    adapters: Mapping[str, Path],
-    dev: Problem,
+    experts: Mapping[str, Path],
+    dev: Sequence[Problem],
     guards: Sequence[Problem],
+    inputs: str,
+    scratch: Path,
     out: Path,
     console: RunConsole,
 ) -> None:
@@ -86,100 +52,113 @@ def search_and_choose(
 
     Args:
         recipe: The recipe.
-        adapters: Adapter folder by system name (``expert:<name>``, ``all_data``).
-        dev: The development queries.
+        experts: Folder of each expert's stage by system name (``expert:<name>``, ``all_data``).
+        dev: The development queries, one problem per collection; each weighs the same.
         guards: The development halves of the guards.
+        inputs: Hash of all that decides a score.
+        scratch: Folder that outlives a kill: the search's storage.
         out: Folder to write into.
         console: Shows the progress.
     """
+    members = tuple(name for name in experts if name.startswith(EXPERT))
+    job = SearchJob(recipe.merge, members, scratch, inputs, recipe.seed, recipe.evaluate.max_guard_loss)
+    make = partial(_work, recipe, dict(experts), tuple(dev), tuple(guards))
+    kept = _KeptVectors(recipe, dev, out / VECTORS)
+    scores: dict[str, TrialScores] = {}
+    with make() as work, console.bar("scoring on dev", total=1 + len(experts) + recipe.merge.trials) as tell:
+        for name, merge in {BASE: None, **{name: alone(name) for name in experts}}.items():
+            scores[name] = work.evaluate(merge)
+            kept.keep(name, merge, work.evaluate)
+            tell(len(scores), note=name)
+
+        def progress(trial: Trial, total: int) -> None:
+            score = "ended early" if trial.domain is None else f"{trial.domain:.4f}"
+            tell(len(scores) + trial.number + 1, total=len(scores) + total, note=f"{score}")
+
+        if recipe.merge.processes > 1:
+            result = search_in_processes(job, make, progress)
+        else:
+            result = search(job, work.evaluate, surrogate=work.surrogate, progress=progress)
+        best = _best(result, recipe.evaluate.max_guard_loss)
+        scores[MERGED] = best.scores
+        kept.keep(MERGED, best.recipe, work.evaluate)
+    _write(recipe, scores, best.recipe, result, out)
+
+
+@contextmanager
+def _work(
+    recipe: Recipe, experts: Mapping[str, Path], dev: Sequence[Problem], guards: Sequence[Problem]
+) -> Iterator[Work]:
+    """What each process of a search needs; a function of the module, since other processes call it."""
     backbone = load_base(recipe)
-    deltas = {name: full_deltas(folder, backbone) for name, folder in adapters.items()}
-    experts = [name for name in adapters if name != ALL_DATA]
-    candidates = merge_candidates(recipe.merge, experts, seed=recipe.seed)
-    scores = _Scores(guards={guard.name: {} for guard in guards})
-    merged = MergedModel(backbone, deltas)
-    total = 1 + len(adapters) + len(candidates)
-    with merged, console.bar("scoring on dev", total=total) as advance:
-
-        def score(name: str, merge: MergeRecipe | None) -> Vectors:
-            if merge is not None:
-                merged.apply(merge)
-            documents = encode_passages(backbone, dev)
-            scores.dev[name] = _ndcg(backbone, dev, documents)
-            for guard in guards:
-                scores.guards[guard.name][name] = _ndcg(backbone, guard)
-            advance(len(scores.dev), note=f"best {max(map(_mean, scores.dev.values())):.4f}")
-            return documents
-
-        vectors = {BASE: score(BASE, None)}
-        for name in adapters:
-            vectors[name] = score(name, _alone(name))
-        for number, candidate in enumerate(candidates, start=1):
-            documents = score(describe(candidate), candidate)
-            if _best_merge(candidates[:number], scores, recipe.evaluate.max_guard_loss) is candidate:
-                vectors[MERGED] = documents
-    _write(recipe, scores, candidates, experts, adapters, out)
-    (out / VECTORS).mkdir()
-    for name, documents in vectors.items():
-        np.save(vectors_path(out / VECTORS, name, dev), documents)
+    deltas = {name: member_deltas(folder, backbone) for name, folder in experts.items()}
+    share = recipe.merge.prune_share if recipe.merge.pruning else None
+    with evaluator_for(backbone, deltas, dev, guards, prune_share=share, seed=recipe.seed) as evaluator:
+        yield Work(evaluator, evaluator.surrogate() if recipe.merge.surrogate else None)
 
 
-def _alone(name: str) -> MergeRecipe:
-    return MergeRecipe(method="task_arithmetic", weights={name: 1.0})
+@dataclass(frozen=True)
+class _KeptVectors:
+    """Keeps systems' passage vectors, where the test queries are answered from the same passages."""
+
+    recipe: Recipe
+    dev: Sequence[Problem]
+    folder: Path
+
+    def keep(self, name: str, merge: MergeRecipe | None, evaluate: Evaluate) -> None:
+        if self.recipe.evaluate.dev_documents is not None or not isinstance(evaluate, ModelEvaluator):
+            return
+        self.folder.mkdir(exist_ok=True)
+        vectors = evaluate.vectors(merge)
+        for problem in self.dev:
+            np.save(vectors_path(self.folder, name, problem), vectors[problem.name].documents)
 
 
-def _ndcg(backbone: Backbone, problem: Problem, documents: Vectors | None = None) -> list[float]:
-    return list(score_backbone(backbone, problem, documents)[NDCG].values())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _best(result: SearchResult, max_guard_loss: float) -> Trial:
+    """Highest dev mean among the merges that no guard forbids; among all where every one is forbidden."""
+    allowed = choose_by(result.trials, max_guard_loss)
+    best = allowed or result.best_trial
+    if best is None:
+        message = (
+            f"All {len(result.trials)} merges were ended early, so none can be compared with the experts. "
+            "Set merge.pruning to false, or try other weights."
+        )
+        raise MergeError(message)
+    return best
 
 
 def _write(
-    recipe: Recipe,
-    scores: _Scores,
-    candidates: Sequence[MergeRecipe],
-    experts: Sequence[str],
-    adapters: Mapping[str, Path],
-    out: Path,
+    recipe: Recipe, scores: Mapping[str, TrialScores], best: MergeRecipe, result: SearchResult, out: Path
 ) -> None:
-    best = _best_merge(candidates, scores, recipe.evaluate.max_guard_loss)
-    shippable = {name: name for name in (BASE, *adapters)} | {MERGED: describe(best)}
-    members = {BASE: 0, MERGED: len(best.weights)} | dict.fromkeys(experts, 1) | {ALL_DATA: 1}
+    dev = {name: _one_row(found.dev) for name, found in scores.items()}
+    guards = {
+        guard: {name: list(found.guards[guard].values()) for name, found in scores.items()}
+        for guard in scores[BASE].guards
+    }
+    members = dict.fromkeys(scores, 1) | {BASE: 0, MERGED: len(best.weights)}
     decision = choose(
-        {name: scores.dev[key] for name, key in shippable.items()},
+        dev,
         base=BASE,
         ship_if=recipe.ship_if,
-        guards={
-            guard: {name: table[key] for name, key in shippable.items()}
-            for guard, table in scores.guards.items()
-        },
+        guards=guards,
         max_guard_loss=recipe.evaluate.max_guard_loss,
-        members={name: count for name, count in members.items() if name in shippable},
+        members=members,
         seed=recipe.seed,
         samples=recipe.evaluate.bootstrap_samples,
     )
     document = {
         "shipped": decision.shipped,
-        "merge": best.model_dump(mode="json") | {"trials": len(candidates)},
+        "merge": best.model_dump(mode="json") | {"trials": len(result.trials)},
         "decision": asdict(decision),
-        "trials": [
-            candidate.model_dump(mode="json")
-            | {"dev_ndcg@10": scores.mean(key), "worst_guard_loss": scores.worst_guard(key)}
-            for candidate in candidates
-            for key in [describe(candidate)]
-        ],
-        "dev": scores.dev,
-        "guards": scores.guards,
+        "candidates": [one.model_dump(mode="json") for one in _candidates(scores, result, decision.shipped)],
+        "search": result.model_dump(mode="json"),
     }
     (out / CHOICE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _best_merge(candidates: Sequence[MergeRecipe], scores: _Scores, max_guard_loss: float) -> MergeRecipe:
-    """Highest dev mean among the merges that no guard forbids; among all where every one is forbidden."""
-    allowed = [item for item in candidates if scores.worst_guard(describe(item)) <= max_guard_loss]
-    return max(allowed or candidates, key=lambda item: (scores.mean(describe(item)), -len(item.weights)))
+def _one_row(dev: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """Scores of every development query, each collection weighing the same."""
+    return list(together([{NDCG: dict(queries)} for queries in dev.values()])[NDCG].values())
 
 
 def read_choice(folder: Path) -> Choice:
@@ -200,17 +179,48 @@ def read_choice(folder: Path) -> Choice:
     return Choice(shipped, members, merge, trials, Decision(**{**raw, "table": rows}))
 
 
-def apply_choice(
-    backbone: Backbone, choice: Choice, adapters: Mapping[str, Path], system: str | None = None
-) -> None:
-    """Turn a freshly loaded base into one of the run's systems; by default into what ships."""
-    system = system or choice.shipped
-    if system == PROMPTED and choice.prompt is not None:
-        set_query_prompt(backbone, choice.prompt)
-        system = choice.system
-    if system == BASE:
-        return
-    merge = _alone(system) if system != MERGED else MergeRecipe.model_validate(choice.merge)
-    MergedModel(backbone, {name: full_deltas(adapters[name], backbone) for name in merge.weights}).apply(
-        merge
-    )
+def _candidates(
+    scores: Mapping[str, TrialScores], result: SearchResult, shipped: str
+) -> list[CandidateSummary]:
+    """Points of the domain-against-general plot; none without guards."""
+    if not scores[BASE].guards:
+        return []
+    kinds: dict[str, Literal["base", "all_data"]] = {BASE: "base", ALL_DATA: "all_data"}
+    points = [
+        CandidateSummary(
+            name=name.removeprefix(EXPERT),
+            kind=kinds.get(name, "expert"),
+            domain=domain(found),
+            general=general(found) or 0.0,
+            worst_guard_loss=max(guard_losses(found, scores[BASE]).values()),
+            chosen=name == shipped,
+        )
+        for name, found in scores.items()
+        if name != MERGED
+    ]
+    merges = [
+        CandidateSummary(
+            name=f"merge {trial.number + 1}",
+            kind="merge",
+            domain=trial.domain or 0.0,
+            general=trial.general or 0.0,
+            worst_guard_loss=trial.worst_guard_loss,
+            on_front=index in result.pareto,
+            chosen=shipped == MERGED and trial.scores is scores[MERGED],
+        )
+        for index, trial in enumerate(result.trials)
+        if not trial.pruned
+    ]
+    return points + merges
+
+
+def candidates(folder: Path) -> tuple[CandidateSummary, ...]:
+    """What was scored in full on development queries and guards."""
+    document = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+    return tuple(CandidateSummary.model_validate(one) for one in document["candidates"])
+
+
+def read_search(folder: Path) -> SearchResult:
+    """The trials behind the choice."""
+    document = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+    return SearchResult.model_validate(document["search"])

@@ -15,9 +15,18 @@ from stm_training.data.reading import read_corpus
 from stm_training.data.records import Pair, Passage
 from stm_training.data.sample import sample_passages, split_documents, synthetic_collection
 from stm_training.data.writing import write_pairs
-from stm_training.pipeline.collections import SPLITS, Qrels, Split, document_id, read_split, write_split
+from stm_training.pipeline.collections import (
+    HELD_OUT,
+    SPLITS,
+    Qrels,
+    Split,
+    document_id,
+    read_split,
+    write_split,
+)
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.corpus import PASSAGES
+from stm_training.pipeline.domains import domain_pairs, domain_problems, labelled_pairs
 from stm_training.pipeline.refining import refine_pairs
 from stm_training.recipe import LABELLED, Recipe
 from stm_training.synthesize.result import SynthesisResult
@@ -66,10 +75,11 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
     held_out: dict[Split, Queries] = {
         split: synthetic.held_out[split] if split in missing else given[split] for split in ("dev", "test")
     }
-    pairs = [*synthetic.train, *_labelled_pairs(passages, *given["train"])]
-    pairs, leakage = _without_leaks(recipe, pairs, held_out)
-    texts = [text for queries, _ in held_out.values() for text in queries.values()]
-    pairs, refinement = refine_pairs(recipe, pairs, passages, texts, console)
+    pairs = [*synthetic.train, *labelled_pairs(passages, *given["train"], kind=LABELLED)]
+    pairs += domain_pairs(recipe)
+    texts = _held_out_texts(recipe, held_out)
+    pairs, leakage = _without_leaks(recipe, pairs, texts)
+    pairs, refinement = refine_pairs(recipe, pairs, passages, list(texts.values()), console)
     if not pairs:
         message = "No training pair is left. Look at what the filters dropped, or give labelled queries."
         raise DataError(message)
@@ -173,33 +183,21 @@ def _synthesis_summary(result: SynthesisResult) -> dict[str, Any]:
     }
 
 
-def _labelled_pairs(passages: Sequence[Passage], queries: Mapping[str, str], qrels: Qrels) -> list[Pair]:
-    """One pair per relevant document; of a document in pieces, its first piece stands for it."""
-    first: dict[str, Passage] = {}
-    for passage in passages:
-        first.setdefault(document_id(passage), passage)
-    return [
-        Pair(
-            query=text,
-            positive=first[name].content,
-            query_id=query_id,
-            positive_id=first[name].id,
-            source=LABELLED,
-            kind=LABELLED,
-        )
-        for query_id, text in queries.items()
-        for name, grade in qrels[query_id].items()
-        if grade > 0 and name in first
-    ]
-
-
-def _without_leaks(
-    recipe: Recipe, pairs: list[Pair], held_out: Mapping[Split, Queries]
-) -> tuple[list[Pair], dict[str, int]]:
-    """Stop at, or drop, training queries that are also development or test queries."""
+def _held_out_texts(recipe: Recipe, held_out: Mapping[Split, Queries]) -> dict[str, str]:
+    """Every development and test query, by where it comes from."""
     texts = {
         f"{split}/{name}": text for split, (queries, _) in held_out.items() for name, text in queries.items()
     }
+    for split in HELD_OUT:
+        for problem in domain_problems(recipe, split):
+            texts |= {f"{problem.name}/{split}/{name}": text for name, text in problem.queries.items()}
+    return texts
+
+
+def _without_leaks(
+    recipe: Recipe, pairs: list[Pair], texts: Mapping[str, str]
+) -> tuple[list[Pair], dict[str, int]]:
+    """Stop at, or drop, training queries that are also development or test queries."""
     leaks = find_leaks([pair.query for pair in pairs], texts)
     dropped: list[Pair] = []
     if recipe.on_leak == "drop":

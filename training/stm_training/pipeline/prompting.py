@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from stm_training.llm.base import LLM
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
-from stm_training.pipeline.merging import Choice, apply_choice
-from stm_training.pipeline.scoring import vectors_path
+from stm_training.pipeline.scoring import read_vectors
 from stm_training.pipeline.settings import load_base
+from stm_training.pipeline.systems import Choice, apply_choice
 from stm_training.prompting.search import search_prompt
 from stm_training.recipe import Recipe
 
@@ -24,7 +22,7 @@ DECISION = "prompt.json"
 def choose_prompt(
     recipe: Recipe,
     choice: Choice,
-    adapters: Mapping[str, Path],
+    experts: Mapping[str, Path],
     dev: Problem,
     held_out: list[str],
     vectors: Path,
@@ -38,7 +36,7 @@ def choose_prompt(
     Args:
         recipe: The recipe; its ``prompts`` says what is tried.
         choice: What ships.
-        adapters: Adapter folder by system name.
+        experts: Folder of the expert's stage by system name.
         dev: The development queries.
         held_out: Texts of the test queries, which no prompt may copy.
         vectors: Passage vectors that the search for a merge kept.
@@ -50,8 +48,7 @@ def choose_prompt(
     if recipe.prompts is None:
         raise ValueError("the recipe searches no prompt")
     backbone = load_base(recipe)
-    apply_choice(backbone, choice, adapters)
-    known = vectors_path(vectors, choice.system, dev)
+    apply_choice(backbone, choice, experts)
     with console.bar("trying prompts") as advance:
         decision = search_prompt(
             backbone,
@@ -60,7 +57,7 @@ def choose_prompt(
             llm=llm,
             seed=recipe.seed,
             progress=lambda done, total, note: advance(done, total=total, note=note),
-            documents=np.load(known, allow_pickle=False) if known.exists() else None,
+            documents=read_vectors(vectors, choice.system, dev),
             held_out=held_out,
             dataset_names=[Path(recipe.corpus).name],
             work=work,

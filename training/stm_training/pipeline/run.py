@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,23 +15,38 @@ from stm_training.data.records import Pair, Passage
 from stm_training.llm.build import open_llm
 from stm_training.pipeline import corpus as corpus_stage
 from stm_training.pipeline import summary as summary_stage
-from stm_training.pipeline.collections import Problem, guard_problem, judged_and_sample, read_split
+from stm_training.pipeline.collections import HELD_OUT, HeldOut, Problem, guard_problem, read_split
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.corpus import PASSAGES
 from stm_training.pipeline.delivery import Provenance, build_index, write_retriever
+from stm_training.pipeline.domains import cut_problem, domain_problems
 from stm_training.pipeline.evaluation import evaluate_on_test
-from stm_training.pipeline.experts import ExpertPlan, plan_experts, train_one
-from stm_training.pipeline.merging import VECTORS, Choice, read_choice, search_and_choose
+from stm_training.pipeline.experts import ExpertPlan, Watching, anchor_texts, plan_experts, train_one
+from stm_training.pipeline.members import PRETRAIN
+from stm_training.pipeline.merging import VECTORS, read_choice, search_and_choose
 from stm_training.pipeline.pairs import JOURNAL, PAIRS, make_pairs
+from stm_training.pipeline.pretraining import pretrain
 from stm_training.pipeline.prompting import choose_prompt, with_prompt
 from stm_training.pipeline.settings import MODEL_CODE, base_name, base_path, load_base
-from stm_training.pipeline.stages import Stage, StageRunner, run_lock
+from stm_training.pipeline.stages import Stage, StageRunner, content_digest, run_lock
+from stm_training.pipeline.systems import Choice
 from stm_training.pipeline.use import read_answers, use_index
 from stm_training.recipe import Recipe
 from stm_training.report.summary import ProvenOn
 
 RETRIEVER, INDEX, REPORT = "retriever", "index", "report"
-_PAIR_SETTINGS = ("synthesize", "queries", "filters", "mine", "prompts", "seed", "on_leak")
+_PAIR_SETTINGS = (
+    "synthesize",
+    "queries",
+    "domains",
+    "evaluate",
+    "filters",
+    "mine",
+    "prompts",
+    "seed",
+    "on_leak",
+    "on_error",
+)
 _PAIR_CODE = (
     "stm_training.synthesize",
     "stm_training.llm",
@@ -39,8 +55,10 @@ _PAIR_CODE = (
     "stm_training.mining",
     "stm_training.prompting.generic",
     "stm_training.pipeline.pairs",
+    "stm_training.pipeline.domains",
     "stm_training.pipeline.refining",
 )
+_CHOICE_SETTINGS = ("merge", "evaluate", "ship_if", "guards", "domains", "seed")
 _FIXED_STAGES = 8  # corpus, pairs, merge, evaluate, retriever, index, use, report
 
 
@@ -92,16 +110,18 @@ class _Run:
     def execute(self, json_path: Path | None) -> int:
         recipe = self.recipe
         searches_prompt = recipe.prompts is not None and recipe.prompts.is_search
-        total = _FIXED_STAGES + len(recipe.experts) + int(recipe.all_data) + int(searches_prompt)
-        self.runner = StageRunner(self.folder, total, self.console.announce)
+        stages = _FIXED_STAGES + int(searches_prompt) + int(recipe.pretrain is not None)
+        self.runner = StageRunner(self.folder, stages, self.console.announce)
         self._prepare()
         plans = plan_experts(recipe, self._pairs())
-        adapters = self._train(plans)
-        choice = self._choose(adapters)
+        self.runner.total += len(plans)
+        self._pretrain()
+        experts = self._train(plans)
+        choice = self._choose(experts)
         if searches_prompt:
-            choice = self._search_prompt(choice, adapters)
-        self._evaluate(choice, adapters)
-        self._deliver(choice, adapters, plans)
+            choice = self._search_prompt(choice, experts)
+        self._evaluate(choice, experts)
+        self._deliver(choice, experts, plans)
         return self._report(choice, plans, json_path)
 
     def _prepare(self) -> None:
@@ -134,52 +154,131 @@ class _Run:
             "pairs",
             lambda out: make_pairs(recipe, self._path("corpus"), self.folder / JOURNAL, out, self.console),
             settings={name: described[name] for name in _PAIR_SETTINGS} | self.base_key,
-            inputs=[self.stages["corpus"], *_files_of(recipe)],
+            inputs=[self.stages["corpus"], *_files_of(recipe), *self._domain_folders()],
             code=_PAIR_CODE,
         )
 
+    def _pretrain(self) -> None:
+        section = self.recipe.pretrain
+        if section is None:
+            return
+        self._stage(
+            PRETRAIN,
+            lambda out: pretrain(
+                self.recipe, section, self._held_out(), self.folder / "scratch" / PRETRAIN, out, self.console
+            ),
+            settings={
+                "pretrain": section.model_dump(mode="json"),
+                "train": self.recipe.train.model_dump(mode="json"),
+                "seed": self.recipe.seed,
+            }
+            | self.base_key,
+            inputs=[self.stages["pairs"], Path(section.corpus or self.recipe.corpus)],
+            code=(
+                "stm_training.finetune",
+                "stm_training.pretrain",
+                "stm_training.pipeline.pretraining",
+                *MODEL_CODE,
+            ),
+        )
+
+    def _held_out(self) -> list[str]:
+        """Development and test queries of every collection."""
+        return [
+            text
+            for split in HELD_OUT
+            for problem in self._problems(split)
+            for text in problem.queries.values()
+        ]
+
     def _train(self, plans: list[ExpertPlan]) -> dict[str, Path]:
-        adapters: dict[str, Path] = {}
+        experts: dict[str, Path] = {}
         for plan in plans:
             name = f"expert-{plan.name}"
             self._stage(
                 name,
                 lambda out, plan=plan: train_one(
-                    self.recipe, plan, self.folder / "scratch" / plan.name, out, self.console
+                    self.recipe,
+                    plan,
+                    self._watching(plan),
+                    self.folder / "scratch" / plan.name,
+                    out,
+                    self.console,
                 ),
                 settings=plan.settings() | self.base_key | {"seed": self.recipe.seed},
-                inputs=[self.stages["pairs"]],
-                code=("stm_training.finetune", "stm_training.pipeline.experts", *MODEL_CODE),
+                inputs=self._expert_inputs(plan),
+                code=(
+                    "stm_training.finetune",
+                    "stm_training.pipeline.experts",
+                    "stm_training.pipeline.selecting",
+                    *MODEL_CODE,
+                ),
             )
-            adapters[plan.system] = self._path(name) / "adapter"
-        return adapters
+            experts[plan.system] = self._path(name)
+        return experts
 
-    def _choose(self, adapters: Mapping[str, Path]) -> Choice:
+    def _expert_inputs(self, plan: ExpertPlan) -> list[Stage | Path]:
+        """The pairs, and whatever else this training looks at."""
+        inputs: list[Stage | Path] = [self.stages["pairs"]]
+        if PRETRAIN in self.stages:
+            inputs.append(self.stages[PRETRAIN])
+        section = self.recipe.experts.get(plan.name.removesuffix("-random"))
+        sections = list(self.recipe.experts.values()) if section is None else [section]
+        inputs += [Path(path) for section in sections for path in section.pairs]
+        if plan.train.eval_steps is not None:
+            inputs += [self.stages["corpus"], *self._domain_folders(), *self._guard_folders()]
+        if plan.train.anchor_weight and plan.train.anchor is not None:
+            inputs.append(Path(plan.train.anchor))
+        return inputs
+
+    def _watching(self, plan: ExpertPlan) -> Watching:
+        return Watching(
+            dev=lambda: self._problems("dev"),
+            guards=lambda: self._guards("dev"),
+            anchor_texts=lambda: anchor_texts(plan.train.anchor, self._passages()),
+        )
+
+    def _choose(self, experts: Mapping[str, Path]) -> Choice:
         recipe = self.recipe
         described = recipe.model_dump(mode="json")
         self._stage(
             "merge",
             lambda out: search_and_choose(
-                recipe, adapters, self._problem("dev"), self._guards("dev"), out, self.console
+                recipe,
+                experts,
+                self._problems("dev"),
+                self._guards("dev"),
+                self._scored_by(),
+                self.folder / "scratch" / "merge",
+                out,
+                self.console,
             ),
-            settings={name: described[name] for name in ("merge", "evaluate", "ship_if", "guards", "seed")}
+            settings={
+                name: described[name]
+                for name in ("merge", "evaluate", "ship_if", "guards", "domains", "seed")
+            }
             | self.base_key,
-            inputs=[self.stages["pairs"], *self._experts(), *self._guard_folders()],
+            inputs=[
+                self.stages["pairs"],
+                *self._experts(),
+                *self._domain_folders(),
+                *self._guard_folders(),
+            ],
             code=(
                 "stm_training.merge",
                 "stm_training.evaluate",
                 "stm_training.finetune.encode",
                 "stm_training.pipeline.merging",
-                "stm_training.pipeline.candidates",
+                "stm_training.pipeline.systems",
                 *MODEL_CODE,
             ),
         )
         return read_choice(self._path("merge"))
 
-    def _search_prompt(self, choice: Choice, adapters: Mapping[str, Path]) -> Choice:
+    def _search_prompt(self, choice: Choice, experts: Mapping[str, Path]) -> Choice:
         recipe = self.recipe
         described = recipe.model_dump(mode="json")
-        test_queries, _ = read_split(self._path("pairs"), "test")
+        test_queries = [text for one in self._problems("test") for text in one.queries.values()]
         candidates = [Path(recipe.prompts.candidates)] if recipe.prompts and recipe.prompts.candidates else []
 
         def work(out: Path) -> None:
@@ -188,9 +287,9 @@ class _Run:
                 choose_prompt(
                     recipe,
                     choice,
-                    adapters,
+                    experts,
                     self._problem("dev"),
-                    list(test_queries.values()),
+                    test_queries,
                     self._path("merge") / VECTORS,
                     self.folder / "scratch" / "prompt",
                     out,
@@ -210,7 +309,7 @@ class _Run:
     def _prompt_stage(self) -> list[Stage]:
         return [self.stages["prompt"]] if "prompt" in self.stages else []
 
-    def _deliver(self, choice: Choice, adapters: Mapping[str, Path], plans: list[ExpertPlan]) -> None:
+    def _deliver(self, choice: Choice, experts: Mapping[str, Path], plans: list[ExpertPlan]) -> None:
         recipe = self.recipe
         provenance = Provenance(
             experts=[plan.card() for plan in plans],
@@ -219,7 +318,7 @@ class _Run:
         )
         self._stage(
             RETRIEVER,
-            lambda out: write_retriever(recipe, choice, adapters, provenance, out, self.console),
+            lambda out: write_retriever(recipe, choice, experts, provenance, out, self.console),
             settings={"name": recipe.name, "licence": recipe.licence, "base": base_name(recipe)}
             | self.base_key,
             inputs=[self.stages["merge"], *self._prompt_stage(), self.stages["evaluate"], *self._experts()],
@@ -240,15 +339,15 @@ class _Run:
             code=("stm_retriever", "stm_training.pipeline.use"),
         )
 
-    def _evaluate(self, choice: Choice, adapters: Mapping[str, Path]) -> None:
+    def _evaluate(self, choice: Choice, experts: Mapping[str, Path]) -> None:
         recipe = self.recipe
         self._stage(
             "evaluate",
             lambda out: evaluate_on_test(
                 recipe,
                 choice,
-                adapters,
-                self._problem("test"),
+                experts,
+                self._problems("test"),
                 self._guards("test"),
                 self._path("merge") / VECTORS,
                 out,
@@ -259,6 +358,7 @@ class _Run:
                 self.stages["pairs"],
                 self.stages["merge"],
                 *self._prompt_stage(),
+                *self._domain_folders(),
                 *self._guard_folders(),
             ],
             code=("stm_training.evaluate", "stm_training.merge", "stm_training.pipeline.evaluation"),
@@ -319,6 +419,16 @@ class _Run:
     def _guard_folders(self) -> list[Path]:
         return [Path(guard.path) for guard in self.recipe.guards.values()]
 
+    def _scored_by(self) -> str:
+        """Hash of all that decides a merge's score on dev, so that a search goes on only where it may."""
+        parts = [self.stages["pairs"].key, *(stage.key for stage in self._experts())]
+        parts += [json.dumps(self.recipe.model_dump(mode="json")["evaluate"], sort_keys=True)]
+        parts += [content_digest(path) for path in (*self._domain_folders(), *self._guard_folders())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _domain_folders(self) -> list[Path]:
+        return [Path(domain.path) for domain in self.recipe.domains.values()]
+
     def _passages(self) -> list[Passage]:
         return read_corpus(self._path("corpus") / PASSAGES, allow_title_only=True)
 
@@ -328,16 +438,14 @@ class _Run:
     def _proven_on(self) -> ProvenOn:
         return summary_stage.proven_on(self._path("pairs"))
 
-    def _problem(self, split: summary_stage.HeldOut) -> Problem:
+    def _problem(self, split: HeldOut) -> Problem:
         queries, qrels = read_split(self._path("pairs"), split)
-        passages = self._passages()
-        if split == "dev" and self.recipe.evaluate.dev_documents is not None:
-            passages = judged_and_sample(
-                passages, qrels, self.recipe.evaluate.dev_documents, seed=self.recipe.seed
-            )
-        return Problem(split, passages, queries, qrels)
+        return cut_problem(self.recipe, Problem(split, self._passages(), queries, qrels), split)
 
-    def _guards(self, half: summary_stage.HeldOut) -> list[Problem]:
+    def _problems(self, split: HeldOut) -> list[Problem]:
+        return [self._problem(split), *domain_problems(self.recipe, split)]
+
+    def _guards(self, half: HeldOut) -> list[Problem]:
         limit = self.recipe.evaluate.dev_documents if half == "dev" else None
         return [
             guard_problem(name, guard, half, seed=self.recipe.seed, max_documents=limit)

@@ -64,6 +64,12 @@ def vectors_path(folder: Path, system: str, problem: Problem) -> Path:
     return folder / f"{system.replace(':', '-')}-{digest}.npy"
 
 
+def read_vectors(folder: Path, system: str, problem: Problem) -> Vectors | None:
+    """What lies at :func:`vectors_path`, if anything does."""
+    path = vectors_path(folder, system, problem)
+    return np.load(path, allow_pickle=False) if path.exists() else None
+
+
 def score_bm25(problem: Problem) -> QueryMetrics:
     """Score BM25 on a problem."""
     index = BM25({passage.id: passage.content for passage in problem.passages})
@@ -82,3 +88,27 @@ def score_passages(run: Mapping[str, Sequence[tuple[str, float]]], problem: Prob
                 best.setdefault(name, score)  # hits come best first
         documents[query_id] = list(best.items())
     return score_run(documents, problem.qrels)
+
+
+def together(per_problem: Sequence[QueryMetrics]) -> QueryMetrics:
+    """Scores of several problems as one, each problem weighing the same whatever its number of queries.
+
+    Args:
+        per_problem: What :func:`score_backbone` gave for each, in the problems' order.
+
+    Returns:
+        One entry per query of all problems (``number/query id`` where there are several), scaled so that the
+        mean over all entries is the mean of the problems' means; paired differences and their intervals
+        follow from these as from scores of one problem.
+    """
+    if len(per_problem) == 1:
+        return per_problem[0]
+    joined: QueryMetrics = {}
+    for metric in per_problem[0]:
+        sizes = [len(scores[metric]) for scores in per_problem]
+        joined[metric] = {
+            f"{number}/{query}": value * sum(sizes) / (len(sizes) * size)
+            for number, (scores, size) in enumerate(zip(per_problem, sizes, strict=True))
+            for query, value in scores[metric].items()
+        }
+    return joined

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from stm_training.evaluate.compare import Comparison, compare, contradiction
 from stm_training.evaluate.versions import installed_versions
+from stm_training.merge.recipe import READS
 from stm_training.pipeline.corpus import INFO
 from stm_training.pipeline.evaluation import NDCG, SCORES
 from stm_training.pipeline.experts import RECORD, ExpertPlan
-from stm_training.pipeline.merging import BASE, MERGED, Choice
+from stm_training.pipeline.merging import candidates
 from stm_training.pipeline.pairs import PAIRS_INFO
 from stm_training.pipeline.settings import base_name
 from stm_training.pipeline.stages import Stage, content_digest
+from stm_training.pipeline.systems import BASE, MERGED, Choice
 from stm_training.pipeline.use import USE
 from stm_training.recipe import Recipe
 from stm_training.report.html import write_report
@@ -28,6 +30,7 @@ from stm_training.report.summary import (
     ParitySummary,
     ProvenOn,
     RunSummary,
+    SetSummary,
     SkippedLine,
     SynthesisSummary,
 )
@@ -36,7 +39,6 @@ from stm_training.report.table import print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-HeldOut = Literal["dev", "test"]
 FIGURES = "figures.json"
 
 
@@ -113,15 +115,25 @@ def summarise(
         data=_data(recipe, corpus, pairs, comparison, choice, evaluation),
         experts=tuple(_expert(plan, stages) for plan in plans),
         merge=_merge(choice),
+        candidates=candidates(stages["merge"].path),
         parity=_parity(parity),
         synthesis=SynthesisSummary(**pairs["synthesis"]) if pairs["synthesis"] else None,
         leakage=LeakageSummary(**pairs["leakage"]),
         guards=tuple(GuardSummary(name=name, scores=scores) for name, scores in evaluation["guards"].items()),
+        sets=_sets(recipe, evaluation["sets"]),
         served_ndcg10=_read(stages["use"].path / USE)["served"][NDCG],
         skipped_rows=tuple(SkippedLine(**row) for row in corpus["skipped"]),
         notice=recipe.notice,
         recipe_yaml=_as_yaml(recipe),
     )
+
+
+def _sets(recipe: Recipe, found: Mapping[str, Mapping[str, float]]) -> tuple[SetSummary, ...]:
+    """The collections one by one; the run's own is named as its corpus."""
+    own = {"test": Path(recipe.corpus).name}
+    if len(found) < 2:
+        return ()
+    return tuple(SetSummary(name=own.get(name, name), scores=dict(scores)) for name, scores in found.items())
 
 
 def _data(
@@ -156,7 +168,14 @@ def _expert(plan: ExpertPlan, stages: Mapping[str, Stage]) -> ExpertSummary:
         first_loss=losses[0],
         last_loss=losses[-1],
         seconds=record["seconds"],
+        best_step=record["best_step"],
+        history=tuple(_charted(entry) for entry in record["history"]),
     )
+
+
+def _charted(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of the history without the scores of single queries."""
+    return {name: value for name, value in entry.items() if name != "queries"}
 
 
 def _parity(document: Mapping[str, Any]) -> ParitySummary:
@@ -171,7 +190,7 @@ def _parity(document: Mapping[str, Any]) -> ParitySummary:
 
 def _merge(choice: Choice) -> MergeSummary:
     merge = choice.merge
-    density = merge["density"] if merge["method"] == "ties" else None
+    density = merge["density"] if "density" in READS[merge["method"]] else None
     return MergeSummary(
         method=merge["method"], weights=merge["weights"], density=density, trials=choice.trials
     )

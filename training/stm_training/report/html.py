@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stm_retriever.errors import require
+from stm_training.finetune.history import curves
+from stm_training.report.curves import learning_curves
 from stm_training.report.forest import forest_plot
+from stm_training.report.pareto import ChartPoint, pareto_svg
 from stm_training.report.summary import RunSummary
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -52,8 +55,40 @@ def render(summary: RunSummary | Mapping[str, Any]) -> str:
     environment.filters["points"] = _points
     environment.filters["duration"] = _duration
     template = environment.get_template("report.html.j2")
-    html: str = template.render(s=summary, plot=forest_plot(summary.systems), longest_list=_LONGEST_LIST)
+    html: str = template.render(
+        s=summary,
+        plot=forest_plot(summary.systems),
+        pareto=_pareto(summary),
+        curves=_curves(summary),
+        longest_list=_LONGEST_LIST,
+    )
     return html
+
+
+def _pareto(summary: RunSummary) -> str | None:
+    if not summary.candidates or summary.selection is None:
+        return None
+    points = [
+        ChartPoint(one.name, one.kind, one.domain, one.general, one.worst_guard_loss)
+        for one in summary.candidates
+    ]
+    return pareto_svg(
+        points,
+        max_guard_loss=summary.selection.max_guard_loss,
+        chosen=next((one.name for one in summary.candidates if one.chosen), None),
+        front=[one.name for one in summary.candidates if one.on_front],
+    )
+
+
+def _curves(summary: RunSummary) -> dict[str, str]:
+    limit = None if summary.selection is None else summary.selection.max_guard_loss
+    drawn = {
+        one.name: learning_curves(
+            curves(one.history, best_step=one.best_step), name=one.name, max_guard_loss=limit
+        )
+        for one in summary.experts
+    }
+    return {name: svg for name, svg in drawn.items() if svg is not None}
 
 
 def _points(difference: float) -> str:

@@ -43,6 +43,8 @@ class ExpertSummary(_Record):
     first_loss: float | None = None
     last_loss: float | None = None
     seconds: float | None = None
+    best_step: int | None = Field(None, description="Whose weights were kept, by dev; None: the last.")
+    history: tuple[dict[str, Any], ...] = Field((), description="A record per step and per scoring.")
 
 
 class MergeSummary(_Record):
@@ -52,6 +54,18 @@ class MergeSummary(_Record):
     weights: dict[str, float] = Field(description="Member: weight; the base may be one.")
     density: float | None = None
     trials: int = Field(0, ge=0, description="Merges tried.")
+
+
+class CandidateSummary(_Record):
+    """One system on the development queries: a point of the domain-against-general plot."""
+
+    name: str
+    kind: Literal["base", "expert", "all_data", "merge"]
+    domain: float = Field(description="Mean nDCG@10 over development sets.")
+    general: float = Field(description="Mean nDCG@10 over the guards' development halves.")
+    worst_guard_loss: float = Field(0.0, description="Largest loss on a guard, in points (0-100).")
+    on_front: bool = Field(False, description="No other candidate beats it on both.")
+    chosen: bool = False
 
 
 class ParitySummary(_Record):
@@ -100,6 +114,13 @@ class GuardSummary(_Record):
     scores: dict[str, float] = Field(description="System: mean nDCG@10, between 0 and 1.")
 
 
+class SetSummary(_Record):
+    """What every system scores on one collection's test queries, where there are several collections."""
+
+    name: str
+    scores: dict[str, float] = Field(description="System: mean nDCG@10, between 0 and 1.")
+
+
 class SkippedLine(_Record):
     """A row of the user's data that was left out on request."""
 
@@ -125,9 +146,11 @@ class RunSummary(_Record):
     data: DataSummary | None = None
     experts: tuple[ExpertSummary, ...] = ()
     merge: MergeSummary | None = None
+    candidates: tuple[CandidateSummary, ...] = Field((), description="Scored on dev and guards in full.")
     parity: ParitySummary | None = None
     synthesis: SynthesisSummary | None = None
     leakage: LeakageSummary | None = None
+    sets: tuple[SetSummary, ...] = Field((), description="Collections that the figures are the mean of.")
     guards: tuple[GuardSummary, ...] = ()
     served_ndcg10: float | None = Field(None, description="nDCG@10 of the answers from the index folder.")
     skipped_rows: tuple[SkippedLine, ...] = ()

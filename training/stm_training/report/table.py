@@ -38,11 +38,7 @@ def print_table(summary: RunSummary, console: Console) -> None:
         table.add_row(*(text(cell) for cell in cells), style="bold" if shipped else None)
     console.print(table)
     console.print(text(summary.verdict, style="bold"))
-    for guard in summary.guards:
-        before, after = guard.scores["base"], guard.scores[summary.shipped]
-        console.print(
-            text(f"Guard {guard.name}: {after:.4f}, base {before:.4f} ({100 * (after - before):+.2f} points)")
-        )
+    _print_collections(summary, console)
     if summary.served_ndcg10 is not None:
         console.print(text(f"Served from the index folder: nDCG@10 {summary.served_ndcg10:.4f}"))
     data = summary.data
@@ -64,3 +60,14 @@ def _figures(result: SystemResult) -> tuple[str, str, str, str]:
         return (*figures, "-", "-")
     lo, hi = result.ci95
     return (*figures, f"{100 * result.delta:+.2f}", f"{100 * lo:+.2f} to {100 * hi:+.2f}")
+
+
+def _print_collections(summary: RunSummary, console: Console) -> None:
+    """What ships against the base, on each collection and each guard."""
+    entries = [(one.name, one.scores) for one in summary.sets]
+    entries += [(f"Guard {one.name}", one.scores) for one in summary.guards]
+    for name, scores in entries:
+        before, after = scores["base"], scores[summary.shipped]
+        gain = 100 * (after - before)
+        line = f"{name}: {after:.4f}, base {before:.4f} ({gain:+.2f} points)"
+        console.print(line, markup=False, highlight=False)

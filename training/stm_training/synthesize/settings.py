@@ -44,8 +44,8 @@ class SynthesizeSection(_Section):
     )
     hard_negatives: bool = Field(
         False,
-        description="Also let the LLM write one hard negative per document; measured to gain nothing in short "
-        "trainings, at a token cost of its own (benchmarks/RESULTS.md).",
+        description="Also let the LLM write one hard negative per document; in short trainings they gained "
+        "nothing (benchmarks/RESULTS.md).",
     )
     max_documents: int | None = Field(None, ge=1, description="Use a seeded sample of the documents.")
     per_kind: int = Field(1, ge=1, le=20, description="Queries of each kind per document.")

@@ -1,0 +1,68 @@
+"""Cells of a table: resumable jobs whose results are stored under a key of whatever decides them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stm_training.evaluate.versions import installed_versions
+from stm_training.pipeline.stages import source_digest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class CellStore:
+    """Results of one table.
+
+    Attributes:
+        folder: Where the cells lie, one JSON file each.
+        code: Packages whose source decides the figures.
+        settings: What all cells share, JSON-serialisable.
+    """
+
+    folder: Path
+    code: Sequence[str]
+    settings: Any
+
+    def key(self, decides: Any) -> str:
+        """Changes with the cell's own settings, the shared ones and the code."""
+        code = {name: source_digest(name) for name in self.code}
+        document = json.dumps([decides, self.settings, code], sort_keys=True, default=str)
+        return hashlib.sha256(document.encode()).hexdigest()
+
+    def run(self, name: str, decides: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Compute a cell, or read what an earlier run stored under the same key."""
+        path, key = self.folder / f"{slug(name)}.json", self.key([name, decides])
+        if path.exists():
+            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == key:
+                return stored
+        started = time.monotonic()
+        head = {"cell": name, "key": key, "commit": commit(), "versions": installed_versions()}
+        result = head | work() | {"seconds": round(time.monotonic() - started, 1)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        partial.replace(path)
+        print(f"{name}: {result.get('means', '')} in {result['seconds']} s", flush=True)
+        return result
+
+
+def slug(name: str) -> str:
+    """A file name for a cell."""
+    letters = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    return "-".join(part for part in letters.split("-") if part)
+
+
+def commit() -> str:
+    """The commit that made a figure; '+' where the tree had changes."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
