@@ -133,8 +133,9 @@ def run_peer(method: str, folder: Path, out: Path, dtype: str) -> dict[str, Any]
     from mergekit.config import MergeConfiguration
     from mergekit.merge import MergeOptions, run_merge
 
+    density = {} if method == "linear" else {"density": DENSITY}
     models = [
-        {"model": str(folder / name), "parameters": {"weight": weight, "density": DENSITY}}
+        {"model": str(folder / name), "parameters": {"weight": weight, **density}}
         for name, weight in WEIGHTS.items()
     ]
     config: dict[str, Any] = {
@@ -144,8 +145,6 @@ def run_peer(method: str, folder: Path, out: Path, dtype: str) -> dict[str, Any]
         "parameters": {"normalize": True},
     }
     if method == "linear":
-        for model in models:
-            model["parameters"].pop("density")
         models.insert(0, {"model": str(folder / "base"), "parameters": {"weight": BASE_WEIGHT}})
     else:
         config["base_model"] = str(folder / "base")

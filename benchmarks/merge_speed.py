@@ -67,7 +67,8 @@ def measure_one(side: str, method: str, folder: Path, out: Path, dtype: str) -> 
         whole = time.perf_counter() - started
     if process.returncode != 0:
         raise SystemExit(f"{side} {method} failed:\n{log.read_text('utf-8', 'replace')[-3000:]}")
-    return json.loads(report.read_text("utf-8")) | {"whole_seconds": whole, "peak": peak}
+    measured: dict[str, Any] = json.loads(report.read_text("utf-8"))
+    return measured | {"whole_seconds": whole, "peak": peak}
 
 
 def difference(one: Path, other: Path) -> float:

@@ -61,8 +61,8 @@ def write_tiny_recipe(folder: Path, *, topics: tuple[str, ...] = TOPICS, **chang
     """
     folder.mkdir(parents=True, exist_ok=True)
     build_tiny_model("bert", folder / "base", prompts={"query": "query: ", "document": "passage: "})
-    _write_collection(folder / "health", topics, splits={"dev": 0, "test": 1})
-    _write_collection(folder / "general", ("bread", "chess", "sailing", "roses"), splits={"test": None})
+    write_tiny_collection(folder / "health", topics, splits={"dev": 0, "test": 1})
+    write_tiny_collection(folder / "general", ("bread", "chess", "sailing", "roses"), splits={"test": None})
     _write_recordings(folder / "completions.jsonl")
     recipe: dict[str, Any] = {
         "name": "tiny",
@@ -102,7 +102,7 @@ def _text(topic: str, aspect: str) -> str:
     return f"{ASPECTS[aspect].format(topic)} {detail} Nothing more is known about it until the next report comes."
 
 
-def _write_collection(folder: Path, topics: tuple[str, ...], splits: dict[str, int | None]) -> None:
+def write_tiny_collection(folder: Path, topics: tuple[str, ...], splits: dict[str, int | None]) -> None:
     passages = [(topic, aspect) for topic in topics for aspect in ASPECTS]
     _write_rows(
         folder / "corpus.jsonl",

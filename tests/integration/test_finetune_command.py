@@ -36,7 +36,18 @@ if "finetune" not in cli.COMMANDS:
     cli.COMMANDS = (*cli.COMMANDS, "finetune")
 sys.exit(cli.main())
 """
-TRAINING = ["--steps", "12", "--batch-size", "8", "--learning-rate", "0.02", "--lora-rank", "4", "--lora-alpha", "8"]
+TRAINING = [
+    "--steps",
+    "12",
+    "--batch-size",
+    "8",
+    "--learning-rate",
+    "0.02",
+    "--lora-rank",
+    "4",
+    "--lora-alpha",
+    "8",
+]
 TRAINING += ["--precision", "fp32", "--token-budget", "512", "--eval-steps", "4", "--save-steps", "3"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

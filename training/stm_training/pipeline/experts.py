@@ -17,6 +17,7 @@ from stm_training.evaluate.compare import NDCG
 from stm_training.evaluate.metrics import mean
 from stm_training.finetune.history import DevScore
 from stm_training.finetune.live import LiveFigures
+from stm_training.finetune.memory_probe import PROBE
 from stm_training.finetune.section import ExpertSection, TrainSection
 from stm_training.finetune.trainer import TrainResult, train_expert
 from stm_training.pipeline.collections import Problem
@@ -200,6 +201,8 @@ def train_one(
         shutil.copytree(result.adapter_dir, out / ADAPTER)
     else:
         shutil.copytree(result.model_dir, out / MODEL)
+    if (scratch / PROBE).is_file():
+        shutil.copy(scratch / PROBE, out / PROBE)
     shutil.rmtree(scratch)
     record = plan.card() | {START: start} | _figures(result, selected)
     (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
