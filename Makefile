@@ -16,7 +16,7 @@ help:
 	@echo "make test         the tests (minutes); make test-slow for the long ones"
 	@echo "make check        ruff, formatting, mypy, who may import whom"
 	@echo "make check-wheel  the built wheel in a fresh environment without torch"
-	@echo "make bench-env    environments of the peers that benchmarks measure against, in .venv-bench"
+	@echo "make bench-env    environments of the peers that we are measured against, in .venv-bench; PEERS=mergekit for one"
 	@echo "make format       apply ruff's formatting and safe fixes"
 
 install: $(STAMP)
@@ -49,7 +49,7 @@ check-wheel: install
 	$(BIN)/python tests/check_wheel.py
 
 bench-env: install
-	$(BIN)/python benchmarks/environments.py
+	$(BIN)/python benchmarks/environments.py $(PEERS)
 
 format: install
 	$(BIN)/ruff check --fix $(CODE)

@@ -1,8 +1,8 @@
 """Base, experts, all data at once, and merges by every method: the table of RESULTS.md.
 
 Run: ``python benchmarks/merging.py`` (panel cuts; ``--full`` for the full test collections). The experts are
-those of ``benchmarks/experts.py``; "all data at once" gets the same pairs, the same total of steps and as many
-tuning trials on development queries (its change's share, from the base to beyond itself). One search per
+those of ``benchmarks/experts.py``; "all data at once" gets the same pairs, the same total of steps and as
+many tuning trials on development queries (its change's share, from the base to beyond itself). One search per
 method, ranked by development queries with the guards' development halves; test queries are scored once per
 winner. Cells are stored in ``benchmarks/results/merging/``.
 """

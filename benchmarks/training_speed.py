@@ -2,24 +2,24 @@
 
     make bench-env
     .venv/bin/python benchmarks/training_speed.py --json training_speed.json           (at most 15 minutes)
-    .venv/bin/python benchmarks/training_speed.py --full --json training_speed.json    (the figures of RESULTS.md)
+    .venv/bin/python benchmarks/training_speed.py --full --json training_speed.json    (for RESULTS.md)
 
 Rows of disease_ontology and medquad (published train, STM_DATA), batches of 48 pairs, LoRA of rank 16 on all
-linear layers without dropout, texts cut at 256 tokens; all-MiniLM-L6-v2 and a random 4-layer Qwen3. Every side
-trains in a process of its own with the same libraries, pinned to the same two cores, and they take turns: some
-steps of one, some of the next, again and again (A-B-A-B), so that a busy machine is busy for all.
+linear layers without dropout, texts cut at 256 tokens; all-MiniLM-L6-v2 and a random 4-layer Qwen3. Every
+side trains in a process of its own with the same libraries, pinned to the same two cores, and they take
+turns: some steps of one, some of the next, again and again, so that a busy machine is busy for all.
 
 `sentence-transformers` is SentenceTransformerTrainer as it comes: float32, the plain loss and the cached one
 (mini-batches of 32), on the very batches that we train on. `sentence-transformers-tuned` has bf16 and batches
-grouped by length out of 64 batches' worth of rows, plain or cached (mini-batches of 16 and of 48). In each cell
-the fastest of a peer's forms is what we are compared with, in time and in memory.
+grouped by length out of 64 batches' worth of rows, plain or cached (mini-batches of 16 and of 48). In each
+cell the fastest of a peer's forms is what we are compared with, in time and in memory.
 
-**rows/s**: a step's time is wall clock with tokenising and optimiser, without the first steps. Grouped batches
-differ in length, so speed is taken in tokens (without padding) per second and divided by the mean tokens of a
-row, the same for all sides. **Memory**: VmHWM at the end of training less VmRSS after the imports; ours over
-the peer's. **Peak fraction**: operations of our step on tokens (analytic, see StepCost) over its time over the
-speed of a 2048-cubed bf16 product, measured in turn with the steps. dev nDCG@10: float32, on queries of the
-train that nobody trained on, ranked among a sample of documents.
+**rows/s**: a step's time is wall clock with tokenising and optimiser, without the first steps. Grouped
+batches differ in length, so speed is taken in tokens (without padding) per second and divided by the mean
+tokens of a row, the same for all sides. **Memory**: VmHWM at the end of training less VmRSS after the
+imports; ours over the peer's. **Peak fraction**: operations of our step on tokens (analytic, see StepCost)
+over its time over the speed of a 2048-cubed bf16 product, measured in turn with the steps. dev nDCG@10:
+float32, on queries of the train that nobody trained on, ranked among a sample of documents.
 
 With a CUDA device the same is measured there too, on a random model shaped like Qwen3-0.6B.
 """
@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,40 +40,12 @@ from typing import Any
 
 from environments import python_of
 from training_cells import QWEN3_06B, SETS, Rows, StepCost, models, read_rows, write_qwen3
+from training_sides import OURS, PEER, SIDES, TUNED, Process
 
 from stm_training.finetune.backbone import BackboneSpec, load_backbone
 
-OURS, PEER, TUNED = "stm-retriever", "sentence-transformers", "sentence-transformers-tuned"
 CORES = 2
 RANK, ALPHA, SCALE, LEARNING_RATE, SEED = 16, 32, 20.0, 2e-4, 0
-_WORKER = Path(__file__).resolve().parent / "training_peers" / "worker.py"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One way to train: ours, or one form of a peer.
-
-    Attributes:
-        name: For tables.
-        peer: Whose form it is.
-        bf16: Autocast in the peer's trainer; ours chooses by itself.
-        mini_batch_size: Of the cached loss; ``None`` for the plain one.
-    """
-
-    name: str
-    peer: str
-    bf16: bool = False
-    mini_batch_size: int | None = None
-
-
-SIDES = (
-    Side("ours", OURS),
-    Side("plain", PEER),
-    Side("cached-32", PEER, mini_batch_size=32),
-    Side("tuned plain", TUNED, bf16=True),
-    Side("tuned cached-16", TUNED, bf16=True, mini_batch_size=16),
-    Side("tuned cached-48", TUNED, bf16=True, mini_batch_size=48),
-)
 
 
 @dataclass(frozen=True)
@@ -105,61 +76,6 @@ class Size:
 
 DEFAULT = Size("default", batch_size=48, warm=1, rounds=3, steps=1, dev=(60, 300))
 FULL = Size("full", batch_size=48, warm=2, rounds=8, steps=4, dev=(200, 1500))
-
-
-class Process:
-    """A side at work in a cell."""
-
-    def __init__(
-        self, side: Side, task: Mapping[str, Any], folder: Path, environment: Mapping[str, str]
-    ) -> None:
-        folder.mkdir(parents=True)
-        file = folder / "task.json"
-        file.write_text(json.dumps(task), encoding="utf-8")
-        self.side = side
-        self.seconds: list[float] = []
-        self._errors = (folder / "errors.txt").open("w", encoding="utf-8")
-        self._process = subprocess.Popen(
-            [str(python_of("sentence-transformers")), str(_WORKER), str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, **environment},
-            text=True,
-        )
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._errors.close()
-
-    def hear(self, event: str) -> dict[str, Any]:
-        """Wait for a message.
-
-        Raises:
-            SystemExit: If the process ends or says something else.
-        """
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        message: dict[str, Any] = json.loads(line) if line else {}
-        if message.get("event") != event:
-            self._errors.flush()
-            tail = Path(self._errors.name).read_text(encoding="utf-8")[-3000:]
-            raise SystemExit(f"{self.side.name} said {line!r} instead of {event!r}:\n{tail}")
-        return message
-
-    def let(self, steps: int) -> None:
-        """Permit steps."""
-        if self._process.stdin is not None:
-            self._process.stdin.write(f"{steps}\n")
-            self._process.stdin.flush()
-
-    def run(self, steps: int) -> None:
-        """Let steps run and keep their times."""
-        self.let(steps)
-        self.seconds += self.hear("steps")["seconds"]
 
 
 def measure(
@@ -266,7 +182,8 @@ def peak_fraction(cell: Mapping[str, Any], cost: StepCost, rows: Rows, size: Siz
     """Share of the matrix units' measured speed that our steps put to use."""
     batches = rows.random[size.warm :]
     operations = sum(cost.of([n for row in batch for n in rows.tokens[row]]) for batch in batches)
-    return operations / sum(cell["sides"]["ours"]["step_seconds"]) / float(cell["matrix_peak"])
+    seconds: float = sum(cell["sides"]["ours"]["step_seconds"])
+    return operations / seconds / float(cell["matrix_peak"])
 
 
 def run(

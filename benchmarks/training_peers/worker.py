@@ -1,4 +1,4 @@
-"""One side of the training benchmark, in a process of its own: reads its task, trains when it is let, reports."""
+"""One side of the training benchmark in a process of its own: trains when it is let, and reports."""
 
 from __future__ import annotations
 

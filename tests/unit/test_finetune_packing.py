@@ -1,4 +1,4 @@
-"""Packed batches: the same vectors and gradients with hardly any padding, and models that refuse are left alone."""
+"""Packed batches: the same vectors and gradients without padding, and models that refuse are left alone."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ def plain_attention(
     masks: Sequence[Tensor | None],
     scale: float,
 ) -> Tensor:
-    """Text by text, as in the definition."""
+    """Text by text, as in the definition; masks are cut instead of hiding padding."""
     shared = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     rows = []
+    start = 0
     for block, mask in zip(blocks, masks, strict=True):
-        for text in range(block.texts):
-            place = slice(block.start + text * block.length, block.start + (text + 1) * block.length)
+        for text, length in enumerate(block.lengths):
+            place = slice(start, start + length)
             scores = torch.einsum("qhd,khd->hqk", query[place], key[place]) * scale
             if mask is not None:
-                scores = scores + mask.expand(block.texts, -1, -1, -1)[text]
+                scores = scores + mask.expand(len(block.lengths), -1, -1, -1)[text, :, :length, :length]
             rows.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[place]))
+            start += length
     return torch.cat(rows)
 
 
@@ -57,11 +59,13 @@ def test_attention_and_its_gradients_are_those_of_the_definition(
         monkeypatch.setattr(block_code, "_SCORES", limits[0])
         monkeypatch.setattr(block_code, "_KEPT_LENGTH", limits[1])
     random = torch.Generator().manual_seed(0)
-    blocks = [Block(0, 2, 7), Block(14, 3, 3), Block(23, 1, 1)]
+    blocks = [Block(0, (7, 4)), Block(11, (3, 3, 2)), Block(19, (1, 1, 1)), Block(22, (2,))]
     lowest = float(torch.finfo(torch.bfloat16).min)
     causal = torch.full((1, 1, 7, 7), lowest).triu(1)
     own = torch.where(torch.rand(3, 1, 3, 3, generator=random) < 0.4, lowest, 0.0)
-    masks = [causal, own, None]
+    own.diagonal(dim1=2, dim2=3).zero_()
+    own[2, :, :, 2] = lowest  # the last text's padding
+    masks = [causal, own, None, None]
     shapes = [(24, 4, 5), (24, key_heads, 5), (24, key_heads, 5)]
     weight = torch.randn(24, 4, 5, generator=random)
     inputs = [torch.randn(shape, generator=random) for shape in shapes]
@@ -81,7 +85,7 @@ def test_attention_in_bfloat16_is_within_its_rounding(length: int) -> None:
     inputs = [torch.randn(2 * length, 2, 8, generator=random).bfloat16() for _ in range(3)]
     exact = [tensor.float().requires_grad_() for tensor in inputs]
     rounded = [tensor.clone().requires_grad_() for tensor in inputs]
-    blocks, masks = [Block(0, 2, length)], [None]
+    blocks, masks = [Block(0, (length, length))], [None]
     block_attention(*exact, blocks, masks, 0.35).square().sum().backward()
     out = block_attention(*rounded, blocks, masks, 0.35)
     assert out.dtype == torch.bfloat16
@@ -110,11 +114,10 @@ def test_a_row_laid_out_again_is_the_padded_batch() -> None:
     padded = torch.arange(4 * 90).reshape(4, 90)
     layout = BatchLayout(lengths, 90, {"full_attention": torch.zeros(4, 1, 90, 90)})
     row = layout.to_row(padded)
-    assert row.shape == (1, sum(block.texts * block.length for block in layout.blocks))
-    assert row.shape[1] < 200
-    again = layout.to_padded(row[..., None].float())[..., 0]
-    for text, length in enumerate(lengths):
-        assert torch.equal(again[text, :length], padded[text, :length].float())
+    assert row.shape == (1, 182)
+    assert [block.lengths for block in layout.blocks] == [(90, 88), (3, 1)]
+    again = layout.to_padded(row[..., None])[..., 0]
+    assert torch.equal(again, torch.where(torch.arange(90) < torch.tensor(lengths)[:, None], padded, 0))
 
 
 def packed_and_padded(folder: Path) -> tuple[Backbone, Backbone]:
@@ -145,17 +148,18 @@ def counting_layer(backbone: Backbone) -> Counting:
     return layer
 
 
-def test_layers_see_hardly_any_padding(tmp_path: Path) -> None:
+def test_layers_see_no_padding(tmp_path: Path) -> None:
     packed, padded = packed_and_padded(build_tiny_model("bert", tmp_path))
     first, second = counting_layer(packed), counting_layer(padded)
     ids, mask = batch(packed)
     states, vectors = packed(ids, mask)
     expected_states, expected = padded(ids, mask)
     tokens = int(mask.sum())
-    assert tokens <= first.tokens < 1.3 * tokens
+    assert first.tokens == tokens
     assert second.tokens == ids.numel() > 1.4 * tokens
     torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(states[mask == 1], expected_states[mask == 1], rtol=1e-4, atol=1e-4)
+    assert not states[mask == 0].any()
 
 
 def test_hooks_inside_of_the_model_see_the_padded_batch(tmp_path: Path) -> None:

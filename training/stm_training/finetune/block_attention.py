@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,26 +17,53 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 # Scores that are worked on at once: more would leave the caches, and the memory of long texts would grow.
-_SCORES = 1 << 22
+_SCORES = 1 << 20
 # The attention weights of longer texts are computed again in the backward pass instead of being kept.
 _KEPT_LENGTH = 256
-# torch's softmax takes bfloat16 rows 32 at a time; shorter rows are faster in float32.
+# torch's softmax takes bfloat16 rows 32 numbers at a time and is slow with what is left over.
 _LANES = 32
 
 
 @dataclass(frozen=True)
 class Block:
-    """Texts padded to one length.
+    """Texts that attention pads to one length.
 
     Attributes:
         start: Place of the first token in the row.
-        texts: Number of texts.
-        length: Tokens of each, padding included.
+        lengths: Tokens of each text, the longest first.
     """
 
     start: int
-    texts: int
-    length: int
+    lengths: tuple[int, ...]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Texts, and tokens of each, padding included."""
+        return len(self.lengths), self.lengths[0]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Without padding."""
+        return sum(self.lengths)
+
+    @cached_property
+    def places(self) -> Tensor | None:
+        """(tokens,) int64 places of the tokens among the padded ones; ``None`` without padding."""
+        texts, length = self.padded
+        if self.tokens == texts * length:
+            return None
+        return (torch.arange(length) < torch.tensor(self.lengths)[:, None]).flatten().nonzero()[:, 0]
+
+    def cut(self, texts: int) -> Iterator[Block]:
+        """Blocks of at most so many texts."""
+        if texts >= len(self.lengths):
+            yield self
+            return
+        start = self.start
+        for first in range(0, len(self.lengths), texts):
+            part = Block(start, self.lengths[first : first + texts])
+            start += part.tokens
+            yield part
 
 
 def block_attention(
@@ -55,7 +83,8 @@ def block_attention(
         key: (tokens, key heads, width); heads are a multiple of key heads, and neighbours share one.
         value: As ``key``.
         blocks: Where the texts lie; together they are all tokens.
-        masks: Per block what is added to its scores, (texts or 1, 1, length, length), or ``None``.
+        masks: Per block what is added to its scores, (texts or 1, 1, length, length); it must hide padding.
+            ``None`` where there is nothing to hide.
         scale: Multiplies the scores.
         dtype: Type of the products and the result; ``None``: that of ``value``.
 
@@ -83,7 +112,7 @@ class _BlockAttention(Function):
             weights = _weights(q, k, mask, part)
             _from_heads(torch.bmm(weights, v), out, part)
             if keeps:
-                saved += [q, k, v, weights if part.length <= _KEPT_LENGTH else None]
+                saved += [q, k, v, weights if part.padded[1] <= _KEPT_LENGTH else None]
         ctx.save_for_backward(*saved)
         ctx.layout, ctx.scale = layout, scale
         ctx.like = [(tensor.shape, tensor.dtype) for tensor in (query, key, value)]
@@ -109,46 +138,52 @@ class _BlockAttention(Function):
 def _parts(layout: Any, *, heads: int) -> Iterator[tuple[Block, Tensor | None]]:
     """Cut blocks into parts of a bounded number of scores, with their masks."""
     for block, mask in zip(*layout, strict=True):
-        most = max(1, _SCORES // (heads * block.length**2))
-        for first in range(0, block.texts, most):
-            texts = min(most, block.texts - first)
-            own = mask if mask is None or mask.shape[0] == 1 else mask[first : first + texts]
-            yield Block(block.start + first * block.length, texts, block.length), own
+        length, first = block.padded[1], 0
+        for part in block.cut(max(1, _SCORES // (heads * length**2))):
+            last = first + len(part.lengths)
+            own = mask if mask is None or mask.shape[0] == 1 else mask[first:last]
+            # A part's own longest text may be shorter than the block's.
+            short = part.padded[1]
+            yield part, own if own is None or short == length else own[:, :, :short, :short]
+            first = last
 
 
 def _by_head(tensor: Tensor, part: Block, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    """Copy a part of (tokens, heads, width) to (texts * heads, length, width)."""
-    heads, width = tensor.shape[1:]
-    copy = torch.empty((part.texts, heads, part.length, width), dtype=dtype, device=tensor.device)
-    source = _slice(tensor, part)
+    """Copy a part of (tokens, heads, width) to (texts * heads, length, width), with 0 for padding."""
+    (texts, length), (heads, width) = part.padded, tensor.shape[1:]
+    rows = tensor[part.start : part.start + part.tokens]
+    if part.places is not None:
+        rows = rows.new_zeros(texts * length, heads, width).index_copy_(0, part.places, rows)
+    copy = torch.empty((texts, heads, length, width), dtype=dtype, device=tensor.device)
+    source = rows.view(texts, length, heads, width).transpose(1, 2)
     if scale == 1.0:
         copy.copy_(source)
     else:
         torch.mul(source, scale, out=copy)
-    return copy.view(-1, part.length, width)
+    return copy.view(-1, length, width)
 
 
 def _from_heads(source: Tensor, target: Tensor, part: Block, scale: float = 1.0) -> None:
-    """Copy what :func:`_by_head` made, in any grouping of heads, back to its place."""
-    place = _slice(target, part)
-    source = source.view(place.shape)
-    if scale == 1.0:
-        place.copy_(source)
+    """Copy what :func:`_by_head` made, in any grouping of heads, back to its place, without padding."""
+    (texts, length), (heads, width) = part.padded, target.shape[1:]
+    rows = source.view(texts, heads, length, width).transpose(1, 2)
+    place = target[part.start : part.start + part.tokens]
+    if part.places is not None:
+        rows = rows.reshape(texts * length, heads, width).index_select(0, part.places)
     else:
-        torch.mul(source, scale, out=place)
-
-
-def _slice(tensor: Tensor, part: Block) -> Tensor:
-    """A part of (tokens, heads, width), seen as (texts, heads, length, width)."""
-    rows = tensor[part.start : part.start + part.texts * part.length]
-    return rows.view(part.texts, part.length, *tensor.shape[1:]).transpose(1, 2)
+        place = place.view(texts, length, heads, width)
+    if scale == 1.0:
+        place.copy_(rows)
+    else:
+        torch.mul(rows, scale, out=place)
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, part: Block) -> Tensor:
+    texts, length = part.padded
     scores = torch.bmm(q, k.transpose(1, 2))
     if mask is not None:
-        scores.view(part.texts, -1, part.length, part.length).add_(mask)
-    if part.length < _LANES and scores.dtype != torch.float32:
+        scores.view(texts, -1, length, length).add_(mask)
+    if length % _LANES and scores.dtype != torch.float32:
         return torch.softmax(scores.float(), dim=-1).to(scores.dtype)
     return torch.softmax(scores, dim=-1)
 

@@ -114,7 +114,7 @@ class _LoraLinear(Function):
         if wants_down:
             grad_down = (inner_grad.T @ rows).to(down.dtype)
         if wants_up:
-            grad_up = (grad.T @ inner).to(up.dtype).mul_(ctx.scale)
+            grad_up = (inner.T @ grad).T.contiguous().to(up.dtype).mul_(ctx.scale)
         return grad_x, None, None, grad_down, grad_up, None
 
 

@@ -83,6 +83,7 @@ def save_adapter(backbone: Backbone, folder: Path) -> None:
     try:
         # Embeddings are never trained here, and the check whether they were would ask the hub.
         backbone.model.save_pretrained(fresh, safe_serialization=True, save_embedding_layers=False)
+        _sort_targets(fresh / "adapter_config.json")
         (fresh / "README.md").unlink(missing_ok=True)  # PEFT's unfilled template
         fresh.chmod(0o755)
         if folder.exists():
@@ -90,6 +91,13 @@ def save_adapter(backbone: Backbone, folder: Path) -> None:
         os.replace(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _sort_targets(file: Path) -> None:
+    """PEFT writes the adapted layers in the order of a set, which differs from process to process."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def full_deltas(adapter_dir: Path, base: Backbone) -> dict[str, Tensor]:
@@ -123,8 +131,9 @@ def full_deltas(adapter_dir: Path, base: Backbone) -> dict[str, Tensor]:
     deltas: dict[str, Tensor] = {}
     for key in sorted(name for name in factors if name.endswith(".lora_A.weight")):
         name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") + ".weight"
-        down, up = factors[key].float(), factors[key.replace(".lora_A.", ".lora_B.")].float()
-        delta = (up @ down) * scale
+        down, up = factors[key].double(), factors[key.replace(".lora_A.", ".lora_B.")].double()
+        # Summed in float64 and rounded once: the same numbers as a merge that is streamed block by block.
+        delta = ((up @ down) * scale).float()
         if config.get("fan_in_fan_out"):
             delta = delta.T.contiguous()
         if shapes.get(name) != tuple(delta.shape):

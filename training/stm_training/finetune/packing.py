@@ -1,8 +1,8 @@
-"""Run a model on a padded batch without most of the padding.
+"""Run a model on a padded batch without the padding.
 
-The texts are laid one after the other in a single row, in blocks of texts of like length, so that linear
-layers and norms see hardly any padding and attention works block by block. The model's code and weights stay
-as they are, and so does what it returns for the tokens.
+The texts are laid one after the other in a single row, the longest first, so that linear layers and norms see
+no padding; attention works on blocks of texts of like length. The model's code and weights stay as they are,
+and so does what it returns for the tokens.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NAME = "stm_blocks"
-# A block's own cost (kernels that are started, nodes of autograd) in tokens' worth of everything else.
-_BLOCK_COST = 32
+# A block's own cost (kernels that are started) in padded tokens' worth of attention.
+_BLOCK_COST = 24
 _FULL = "full_attention"
 # What attention may be asked for beyond a mask; a model that asks is left alone.
 _UNKNOWN = ("softcap", "s_aux", "position_bias")
@@ -85,9 +85,10 @@ class BatchLayout:
         places, start = [], 0
         for first, last in pairwise(block_cuts(lengths[order])):
             rows, length = order[first:last], int(lengths[order[first]])
-            self.blocks.append(Block(start, len(rows), length))
-            places.append((rows[:, None] * width + np.arange(length)).reshape(-1))
-            start += len(rows) * length
+            self.blocks.append(Block(start, tuple(lengths[rows].tolist())))
+            start += self.blocks[-1].tokens
+            inside = np.arange(length) < lengths[rows][:, None]
+            places.append((rows[:, None] * width + np.arange(length))[inside])
             for kind, mask in masks.items():
                 own = mask[torch.from_numpy(rows), :, :length, :length]
                 self._masks[kind].append(own if bool(own.any()) else None)
@@ -98,7 +99,7 @@ class BatchLayout:
         return padded.expand(self.shape).reshape(-1)[self._places][None]
 
     def to_padded(self, row: Tensor) -> Tensor:
-        """Bring (1, tokens, dimension) back to (texts, width, dimension); padding outside of blocks is 0."""
+        """Bring (1, tokens, dimension) back to (texts, width, dimension); padding is 0."""
         flat = row.new_zeros(self.shape[0] * self.shape[1], row.shape[-1])
         return flat.index_copy(0, self._places, row[0]).view(*self.shape, -1)
 
