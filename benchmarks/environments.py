@@ -27,7 +27,13 @@ FOLDER = ROOT / ".venv-bench"
 TORCH = "torch==2.13.0"
 PEERS: dict[str, tuple[str, ...]] = {
     # util.mine_hard_negatives takes and returns `datasets`, which it does not require itself.
-    "sentence-transformers": ("sentence-transformers==6.2.0", "datasets==5.2.0"),
+    # Its trainer needs accelerate, and peft for the same LoRA as ours.
+    "sentence-transformers": (
+        "sentence-transformers==6.2.0",
+        "datasets==5.2.0",
+        "peft==0.21.2",
+        "accelerate==1.15.0",
+    ),
     "mergekit": ("mergekit==0.1.5",),
 }
 _STAMP = ".made-for"
