@@ -74,6 +74,12 @@ def test_experts_are_watched_on_every_collection_and_guard(run: Path) -> None:
     assert {name.split("/")[0] for name in scored[0]["queries"]} == {"dev", "forum"}
 
 
+def test_every_expert_leaves_its_curves_for_tensorboard_and_its_memory_plan(run: Path) -> None:
+    for name in ("questions", "forum", "whole", "all_data"):
+        assert list((run / f"expert-{name}" / "tensorboard").glob("events.out.tfevents.*"))
+        assert read(run / f"expert-{name}" / "memory_probe.json")["token_budget"] > 0
+
+
 def test_an_expert_takes_its_own_pairs_prompt_and_settings(run: Path) -> None:
     record = read(run / "expert-forum" / "expert.json")
     assert set(record["kinds"]) == {"forum", "extra"}

@@ -164,7 +164,8 @@ def run(arguments: argparse.Namespace) -> int:
     for package in ("torch", "transformers", "peft", "accelerate", "tensorboardX", "matplotlib", "rich"):
         require(package, extra="train", purpose="stm-train finetune")
     from stm_training.pipeline.console import RunConsole
-    from stm_training.pipeline.finetuning import export_trained, finetune, is_first_process
+    from stm_training.pipeline.finetuning import export_trained, finetune
+    from stm_training.pipeline.watching import is_first_process
     from stm_training.report.training import next_steps, training_summary
 
     if arguments.export is not None:
@@ -339,7 +340,7 @@ def _anchor(arguments: argparse.Namespace, skipped: list[SkippedRow]) -> list[st
 
 def _tell_leaks(pairs: Sequence[Pair], dev: Problem) -> None:
     from stm_training.data.leakage import find_leaks
-    from stm_training.pipeline.finetuning import is_first_process
+    from stm_training.pipeline.watching import is_first_process
 
     leaks = find_leaks((pair.query for pair in pairs), dev.queries)
     if leaks and is_first_process():

@@ -24,7 +24,7 @@ class RunConsole:
     """Prints a run's progress.
 
     Args:
-        quiet: No bars; stage lines stay.
+        quiet: No bars and details; stage lines stay.
         console: Where to print; standard output by default.
     """
 
@@ -35,6 +35,11 @@ class RunConsole:
     def announce(self, line: str) -> None:
         """Print a stage's line, literally."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def detail(self, line: str) -> None:
+        """Print a line that nobody needs who asked for quiet."""
+        if not self._quiet:
+            self.announce(line)
 
     @contextmanager
     def bar(self, description: str, total: int | None = None) -> Iterator[Advance]:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,20 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from stm_retriever.errors import ConfigError
 from stm_training.data.reading import read_corpus, read_pairs
 from stm_training.data.records import Pair, Passage
-from stm_training.evaluate.compare import NDCG
-from stm_training.evaluate.metrics import mean
 from stm_training.finetune.history import DevScore
 from stm_training.finetune.live import LiveFigures
 from stm_training.finetune.memory_probe import PROBE
 from stm_training.finetune.section import ExpertSection, TrainSection
+from stm_training.finetune.tensorboard import FOLDER as TENSORBOARD
+from stm_training.finetune.tensorboard import TensorBoard
 from stm_training.finetune.trainer import TrainResult, train_expert
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.members import ADAPTER, MODEL, START, starting_point
-from stm_training.pipeline.scoring import score_backbone
 from stm_training.pipeline.selecting import Selected, selected_pairs
 from stm_training.pipeline.settings import backbone_spec
 from stm_training.pipeline.systems import ALL_DATA
+from stm_training.pipeline.watching import Told, dev_score
 from stm_training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -102,19 +103,7 @@ class Watching:
         """Scores a model in training."""
         dev, guards = list(self.dev()), list(self.guards())
 
-        def score(backbone: Backbone) -> DevScore:
-            queries = {
-                f"{problem.name}/{name}": value
-                for problem in dev
-                for name, value in score_backbone(backbone, problem)[NDCG].items()
-            }
-            means = [
-                mean({name: queries[f"{problem.name}/{name}"] for name in problem.queries}) for problem in dev
-            ]
-            losses = {guard.name: mean(score_backbone(backbone, guard)[NDCG]) for guard in guards}
-            return DevScore(sum(means) / len(means), losses, queries)
-
-        return score
+        return lambda backbone: dev_score(backbone, dev, guards)
 
 
 def plan_experts(recipe: Recipe, pairs: Sequence[Pair]) -> list[ExpertPlan]:
@@ -185,22 +174,27 @@ def train_one(
     """
     spec, start = _starting_spec(recipe, plan, out.parent)
     selected = selected_pairs(plan, spec, scratch / "probe", seed=recipe.seed, console=console)
-    with console.bar(f"training {plan.name}", total=plan.train.steps) as advance:
+    settings = plan.train.one_training()
+    told = Told(selected.pairs, settings, console, rows=1)
+    board = TensorBoard(scratch / TENSORBOARD)
+    with console.bar(f"training {plan.name}", total=plan.train.steps) as advance, closing(board):
         result = train_expert(
             spec,
             selected.pairs,
-            settings=plan.train.one_training(),
+            settings=settings,
             out_dir=scratch,
             seed=recipe.seed,
-            callbacks=[LiveFigures(advance)],
-            score=watching.score() if plan.train.eval_steps is not None else None,
+            callbacks=[told, board, LiveFigures(advance)],
+            score=told.telling(watching.score()) if settings.eval_steps is not None else None,
             max_guard_loss=recipe.evaluate.max_guard_loss,
-            anchor_texts=watching.anchor_texts() if plan.train.anchor_weight else (),
+            anchor_texts=watching.anchor_texts() if settings.anchor_weight else (),
         )
+        board.write(result.history)
     if result.model_dir is None:
         shutil.copytree(result.adapter_dir, out / ADAPTER)
     else:
         shutil.copytree(result.model_dir, out / MODEL)
+    shutil.copytree(scratch / TENSORBOARD, out / TENSORBOARD)
     if (scratch / PROBE).is_file():
         shutil.copy(scratch / PROBE, out / PROBE)
     shutil.rmtree(scratch)

@@ -17,8 +17,6 @@ from transformers import TrainerCallback
 from stm_retriever.errors import ConfigError
 from stm_training.data.records import Pair
 from stm_training.data.whole_files import write_whole_text
-from stm_training.evaluate.compare import NDCG
-from stm_training.evaluate.metrics import mean
 from stm_training.evaluate.significance import paired_bootstrap
 from stm_training.evaluate.versions import installed_versions
 from stm_training.finetune.backbone import Backbone, BackboneSpec, load_backbone
@@ -26,15 +24,13 @@ from stm_training.finetune.checkpoints import inputs_key
 from stm_training.finetune.history import DEV, DevScore, curves, evaluations, write_history
 from stm_training.finetune.live import LiveFigures
 from stm_training.finetune.lora import full_deltas
-from stm_training.finetune.pair_keys import known_positives
-from stm_training.finetune.preview import preview_batch
 from stm_training.finetune.settings import TrainSettings
 from stm_training.finetune.stopping import StopWithCheckpoint
 from stm_training.finetune.tensorboard import FOLDER, TensorBoard
 from stm_training.finetune.trainer import TrainResult, train_expert
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
-from stm_training.pipeline.scoring import score_backbone
+from stm_training.pipeline.watching import Told, dev_score, is_first_process
 from stm_training.report.curves import write_curves
 
 if TYPE_CHECKING:
@@ -85,14 +81,7 @@ class Finetuning:
         """Score a model in training."""
         if self.dev is None:
             raise ConfigError("There are no development queries to score on. Name a collection with --dev.")
-        queries = score_backbone(backbone, self.dev)[NDCG]
-        guards = {guard.name: mean(score_backbone(backbone, guard)[NDCG]) for guard in self.guards}
-        return DevScore(mean(queries), guards, queries)
-
-
-def is_first_process() -> bool:
-    """Whether this process prints and writes; known before torch.distributed is."""
-    return os.environ.get("RANK", "0") == "0"
+        return dev_score(backbone, [self.dev], self.guards)
 
 
 def finetune(job: Finetuning, console: RunConsole, *, overwrite: bool = False) -> dict[str, Any]:
@@ -219,7 +208,7 @@ def _read_record(out: Path) -> dict[str, Any]:
 
 def _train(job: Finetuning, console: RunConsole) -> TrainResult:
     stop = StopWithCheckpoint(console.announce)
-    told = _Told(job, console)
+    told = Told(job.pairs, job.settings, console)
     board = TensorBoard(job.out / FOLDER)  # opens no file but in the first process
     callbacks: list[TrainerCallback] = [told, board]
     with ExitStack() as stack:
@@ -237,42 +226,11 @@ def _train(job: Finetuning, console: RunConsole) -> TrainResult:
             seed=job.seed,
             callbacks=callbacks,
             anchor_texts=job.anchor_texts,
-            score=None if job.dev is None else told.score,
+            score=None if job.dev is None else told.telling(job.score),
             max_guard_loss=job.max_guard_loss,
         )
         board.write(result.history)
     return result
-
-
-class _Told(TrainerCallback):  # type: ignore[misc]
-    """Lines that stay on the console: the first batch, and what came of each scoring."""
-
-    def __init__(self, job: Finetuning, console: RunConsole) -> None:
-        self._job = job
-        self._console = console
-        self._step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._step = state.global_step
-        if not is_first_process():
-            return
-        if self._step > 0:
-            self._console.announce(f"Going on from the checkpoint of step {self._step}.")
-            return
-        known = known_positives(self._job.pairs)
-        rows = next(iter(kwargs["train_dataloader"].batch_sampler))
-        pairs = [self._job.pairs[row] for row in rows]
-        for line in preview_batch(kwargs["model"], pairs, self._job.settings, known=known):
-            self._console.announce(line)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._step = state.global_step
-
-    def score(self, backbone: Backbone) -> DevScore:
-        now = self._job.score(backbone)
-        guards = "".join(f", {name} {value:.4f}" for name, value in now.guards.items())
-        self._console.announce(f"  step {self._step}: dev nDCG@10 {now.dev:.4f}{guards}")
-        return now
 
 
 def _figures(job: Finetuning, result: TrainResult) -> dict[str, Any]:
