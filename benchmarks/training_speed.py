@@ -74,7 +74,7 @@ class Size:
         return self.warm + self.rounds * self.steps
 
 
-DEFAULT = Size("default", batch_size=48, warm=1, rounds=3, steps=1, dev=(60, 300))
+DEFAULT = Size("default", batch_size=48, warm=1, rounds=2, steps=1, dev=(60, 300))
 FULL = Size("full", batch_size=48, warm=2, rounds=8, steps=4, dev=(200, 1500))
 
 

@@ -63,7 +63,7 @@ class Told(TrainerCallback):  # type: ignore[misc]
         if not is_first_process():
             return
         if self._step > 0:
-            self._console.detail(f"    going on from the checkpoint of step {self._step}")
+            self._console.detail(f"    Going on from the checkpoint of step {self._step}")
             return
         batch = next(iter(kwargs["train_dataloader"].batch_sampler))
         known = known_positives(self._pairs)
