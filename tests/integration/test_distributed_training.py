@@ -216,6 +216,7 @@ def test_two_processes_with_sharded_weights_equal_one(sources: dict[str, str], t
         assert_as_one_process(job, tmp_path / "alone" / Path(str(job["out"])).name)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_lowers_the_budget_of_all(
     sources: dict[str, str], tmp_path: Path
 ) -> None:
@@ -232,6 +233,7 @@ def test_memory_that_runs_out_in_one_process_lowers_the_budget_of_all(
     assert_as_one_process(job, tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_of_them(sources: dict[str, str], tmp_path: Path) -> None:
     job = {
         "source": sources["bert"],

@@ -232,12 +232,13 @@ def test_the_kept_adapter_scores_what_was_promised(world: Path, whole: tuple[Pat
     assert ndcg == pytest.approx(promised, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seen",
     [
-        pytest.param("checkpoint-3", marks=pytest.mark.slow),
+        "checkpoint-3",
         "checkpoint-6",
-        pytest.param("checkpoint-9", marks=pytest.mark.slow),
+        "checkpoint-9",
     ],
 )
 def test_a_killed_training_goes_on_to_the_same_files(
@@ -255,6 +256,7 @@ def test_a_killed_training_goes_on_to_the_same_files(
     assert outputs(out) == outputs(whole[0])
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_and_the_same_command_goes_on(
     tmp_path: Path, world: Path, whole: tuple[Path, str, str]
 ) -> None:

@@ -370,6 +370,7 @@ def run_two(folder: Path, how: str) -> list[tuple[int, str]]:
     return [(process.returncode, out) for process, out in zip(processes, outputs, strict=True)]
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_scores_both_stop_and_both_get_the_best_weights(tmp_path: Path) -> None:
     results = run_two(tmp_path, "well")
     assert [code for code, _ in results] == [0, 0], results
@@ -383,6 +384,7 @@ def test_of_two_processes_one_scores_both_stop_and_both_get_the_best_weights(tmp
     assert kept(tmp_path) == [2]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_scoring_process_ends_the_other_too(tmp_path: Path) -> None:
     results = run_two(tmp_path, "failing")
     assert all(code != 0 for code, _ in results)
