@@ -132,6 +132,11 @@ def plan_experts(recipe: Recipe, pairs: Sequence[Pair]) -> list[ExpertPlan]:
     return plans
 
 
+def models_of(section: ExpertSection, shared: TrainSection) -> int:
+    """How many models an expert takes: two where its pairs are selected, for the random choice beside it."""
+    return 1 if section.training(shared).select is None else 2
+
+
 def _all_steps(experts: Sequence[ExpertPlan]) -> int | None:
     """As many steps as the experts take together; passes over the pairs where they count in passes."""
     steps = [plan.train.steps for plan in experts]

@@ -21,7 +21,14 @@ from stm_training.pipeline.corpus import PASSAGES
 from stm_training.pipeline.delivery import Provenance, build_index, write_retriever
 from stm_training.pipeline.domains import cut_problem, domain_problems
 from stm_training.pipeline.evaluation import evaluate_on_test
-from stm_training.pipeline.experts import ExpertPlan, Watching, anchor_texts, plan_experts, train_one
+from stm_training.pipeline.experts import (
+    ExpertPlan,
+    Watching,
+    anchor_texts,
+    models_of,
+    plan_experts,
+    train_one,
+)
 from stm_training.pipeline.members import PRETRAIN
 from stm_training.pipeline.merging import VECTORS, read_choice, search_and_choose
 from stm_training.pipeline.pairs import JOURNAL, PAIRS, make_pairs
@@ -111,10 +118,10 @@ class _Run:
         recipe = self.recipe
         searches_prompt = recipe.prompts is not None and recipe.prompts.is_search
         stages = _FIXED_STAGES + int(searches_prompt) + int(recipe.pretrain is not None)
+        stages += int(recipe.all_data) + sum(models_of(one, recipe.train) for one in recipe.experts.values())
         self.runner = StageRunner(self.folder, stages, self.console.announce)
         self._prepare()
         plans = plan_experts(recipe, self._pairs())
-        self.runner.total += len(plans)
         self._pretrain()
         experts = self._train(plans)
         choice = self._choose(experts)

@@ -101,6 +101,7 @@ class ModelEvaluator:
         self._merged = MergedModel(backbone, experts)
         self._precision: Precision = precision
         self._known: dict[str, TrialScores] = {}
+        self._last: tuple[str, Vectors, Vectors] | None = None  # of the last merge that was scored in full
         queries, passages = _Texts(), _Texts()
 
         def place(problem: Problem, stage: Stage) -> _Rows:
@@ -143,7 +144,10 @@ class ModelEvaluator:
 
     def vectors(self, recipe: MergeRecipe | None) -> dict[str, MemberVectors]:
         """Vectors of every development set and guard, by its name, under a merge."""
-        _, queries, documents = self._score(recipe, None)
+        key = recipe_key(recipe)
+        if self._last is None or self._last[0] != key:
+            self._last = (key, *self._score(recipe, None)[1:])
+        _, queries, documents = self._last
         return {
             rows.problem.name: MemberVectors(queries[rows.queries], documents[rows.passages])
             for rows in (*self._problems["dev"], *self._problems["all"])
@@ -202,6 +206,7 @@ class ModelEvaluator:
                 stopped = stop(_scores(found, stage, "", began))
             if stopped:
                 break
+        self._last = None if stopped else (recipe_key(recipe), queries, documents)
         return _scores(found, reached, stopped, began), queries, documents
 
     def _may_stop(self, stage: Stage) -> bool:
