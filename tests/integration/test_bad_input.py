@@ -89,6 +89,7 @@ def test_a_mistake_in_the_recipe_is_named(tmp_path: Path, name: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_training_query_that_is_a_test_query_is_an_error_and_can_be_dropped(tmp_path: Path) -> None:
     path = write_tiny_recipe(tmp_path, merge={"trials": 1}, all_data=False, examples=[])
     with (tmp_path / "health" / "queries.jsonl").open("a", encoding="utf-8") as file:

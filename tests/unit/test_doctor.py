@@ -153,6 +153,7 @@ def test_a_copy_for_serving_alone_is_fine_with_a_warning(folder: Path) -> None:
     assert any("enough to serve" in finding.what for finding in diagnose(folder))
 
 
+@pytest.mark.slow
 def test_an_unmasked_decoder_is_told_to_be_onnx_only() -> None:
     found = diagnose(exported("qwen3", "bidirectional").folder)
     assert any(finding.level == "warning" and "ONNX only" in finding.what for finding in found)
