@@ -24,6 +24,17 @@ def only_loopback() -> None:
     pytest_socket.socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one core: tiny products wait for each other otherwise, and sums repeat bit for bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_onnx_retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A retriever folder with two different, non-empty prompts. Shared: do not write into it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,17 +13,12 @@ from stm_training.finetune.losses import Labels, build_objective, info_nce, list
 from stm_training.finetune.settings import TrainSettings
 from tests.tiny_models import build_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Importing from:DeprecationWarning")  # the path in 5 and 6
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Importing from:DeprecationWarning"),  # the path in 5 and 6
+]
 
 ROWS, WIDTH = 7, 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def unit(*shape: int, seed: int) -> Tensor:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from stm_training.finetune.backbone import BackboneSpec, load_backbone
 from stm_training.finetune.encode import encode_texts
 from stm_training.finetune.lora import full_deltas
 from tests.tiny_models import build_tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ILLNESSES = ("asthma", "migraine", "iron", "insulin", "fever", "gout", "wrist", "pressure", "nose", "pollen")
 ASPECTS = ("attack", "blood", "cast", "chest", "body", "night", "months", "spring")
@@ -50,14 +51,6 @@ TRAINING = [
 ]
 TRAINING += ["--precision", "fp32", "--token-budget", "512", "--eval-steps", "4", "--save-steps", "3"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def document(illness: str, aspect: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,9 @@ from stm_training.finetune.backbone import Backbone, BackboneSpec, load_backbone
 from stm_training.finetune.encode import encode_texts
 from tests.tiny_models import DECODERS, ENCODERS, FAMILIES, SENTENCES, WINDOW, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOLERANCE = 2e-6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny products wait for each other otherwise
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from stm_training.finetune.settings import TrainSettings
 from stm_training.finetune.step import Anchor, ContrastiveStep, StepResult
 from tests.tiny_models import SENTENCES, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Ragged: 0 to 3 negatives, texts of 3 to 30 words, some rows with a teacher's scores, some with a prompt.
 PAIRS = [
     Pair(
@@ -55,14 +56,6 @@ LOSSES: dict[str, dict[str, Any]] = {
     "masked by the guide": {"loss": "info_nce", "false_negatives": "guide"},
     "anchored": {"anchor_weight": 0.5, "anchor_batch": 3},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +21,8 @@ from stm_training.finetune.losses import (
 )
 from stm_training.finetune.settings import TrainSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH = 8
 COUNTS = (2, 0, 3, 1, 0, 1)
 NAN = math.nan
@@ -37,14 +38,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "info_nce matryoshka": {"loss": "info_nce", "matryoshka": (3,), "hardness_weight": 1.0},
 }
 every_objective = pytest.mark.parametrize("name", list(OBJECTIVES))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings_of(name: str) -> TrainSettings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from stm_training.finetune.step import ContrastiveStep
 from stm_training.finetune.trainer import TrainResult, train_expert
 from tests.tiny_models import SENTENCES, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 PAIRS = [
     Pair(query=" ".join(sentence.split()[:4]), positive=sentence, negatives=(SENTENCES[number - 1],))
@@ -34,14 +35,6 @@ PAIRS = [
 ]
 PROBED = TrainSettings(batch_size=4, learning_rate=5e-3, steps=4, lora_rank=4, lora_alpha=8, precision="fp32")
 NO_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

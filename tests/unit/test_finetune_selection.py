@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,8 @@ from stm_training.finetune.selection import (
 from stm_training.finetune.settings import TrainSettings
 from tests.tiny_models import SENTENCES, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = TrainSettings(batch_size=4, precision="fp32", token_budget=64, temperature=0.2, hard_negatives=2)
 PAIRS = [
     Pair(
@@ -38,14 +39,6 @@ PAIRS = [
     )
     for number, sentence in enumerate(SENTENCES)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

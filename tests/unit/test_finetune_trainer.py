@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from stm_training.merge.apply import MergedModel
 from stm_training.merge.recipe import MergeRecipe
 from tests.tiny_models import FAMILIES, SENTENCES, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAIRS = [
     Pair(
         query=" ".join(sentence.split()[:4]),
@@ -48,14 +49,6 @@ FAST = TrainSettings(
 
 class Killed(Exception):
     """Stands for a kill: leaves the training loop in the middle of a step's end."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

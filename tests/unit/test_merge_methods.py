@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,12 @@ from stm_training.merge.methods import METHODS, linear, slerp, task_arithmetic, 
 from stm_training.merge.recipe import READS, MergeRecipe
 from tests.tiny_models import build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def tensors(count: int, *, seed: int = 0, scale: float = 0.1) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(6, 5, generator=generator) * scale for _ in range(count)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

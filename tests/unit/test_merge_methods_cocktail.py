@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +24,12 @@ from stm_training.merge.checkpoints import (
 from stm_training.merge.cocktail import MemberLosses, cocktail_recipe, cocktail_weights, member_losses
 from tests.tiny_models import SENTENCES, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAIRS = [
     Pair(query=" ".join(text.split()[:3]), positive=text, negatives=(SENTENCES[number - 1],))
     for number, text in enumerate(SENTENCES[:5])
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

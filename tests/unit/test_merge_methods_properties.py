@@ -16,18 +16,12 @@ from stm_training.merge.methods import METHODS, Block, WholeParameter, merge_blo
 from stm_training.merge.methods.cuts import Taken, find_cuts
 from stm_training.merge.recipe import READS, MergeRecipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 3 * 32768 + 4321  # several tiles, and a piece of one
 NAMES = ("a", "b", "c")
 FEW = settings(max_examples=12, deadline=None)
 METHOD_NAMES = sorted(METHODS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def numbers(count: int, *, seed: int, size: int = SIZE, coarse: bool = False) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,9 @@ from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.scoring import score_vectors
 from tests.tiny_models import SENTENCES, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = " ".join(SENTENCES).split()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

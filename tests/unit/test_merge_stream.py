@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,8 @@ from tests.merge_folders import (
 )
 from tests.tiny_models import SENTENCES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.4}
 RECIPES = {
     "linear": MergeRecipe(method="linear", weights=WEIGHTS, base_weight=0.2),
@@ -47,14 +48,6 @@ RECIPES = {
     "towards the base first": MergeRecipe(method="ties", weights=WEIGHTS, density=0.5, base_slerp=0.75),
     "by depth": MergeRecipe(method="linear", weights=WEIGHTS, base_weight=0.2, curve=(0.2, 1.0)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from stm_retriever.errors import LLMError
 from stm_training.finetune.backbone import Backbone
@@ -17,6 +16,8 @@ from stm_training.prompting.gepa_search import RetrievalAdapter
 from stm_training.prompting.search import JOURNAL, search_prompt
 from stm_training.prompting.settings import GepaSection, PromptSearchSection
 from tests.prompted_model import PLANTED, PLANTED_PROMPT, USELESS, obedient_backbone, problem
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GEPA = GepaSection(metric_calls=200, max_queries=18, minibatch=3, max_reflections=12)
 SETTINGS = PromptSearchSection(gepa=GEPA, bootstrap_samples=500)
@@ -50,14 +51,6 @@ class Broken:
 
 class Stopped(BaseException):
     """Stands for a kill."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from stm_retriever.folder import Prompts
 from stm_training.data.records import Passage
@@ -24,6 +22,8 @@ from stm_training.prompting.kept_vectors import kept_documents
 from stm_training.prompting.scoring import PromptScorer
 from tests.tiny_models import SENTENCES, build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUERIES = {f"q{number}": " ".join(text.split()[2:6]) for number, text in enumerate(SENTENCES)}
 PROBLEM = Problem(
     "sentences",
@@ -31,14 +31,6 @@ PROBLEM = Problem(
     QUERIES,
     {f"q{number}": {f"d{number}": 1} for number in range(len(SENTENCES))},
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from stm_retriever.errors import ConfigError
 from stm_retriever.folder import Prompts
@@ -31,15 +29,9 @@ from tests.prompted_model import (
 )
 from tests.tiny_models import build_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIST = PromptSearchSection(prompts=(*USELESS, PLANTED), bootstrap_samples=500)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
