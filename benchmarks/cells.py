@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from stm_training.evaluate.significance import Interval, paired_bootstrap
 from stm_training.evaluate.versions import installed_versions
 from stm_training.pipeline.stages import source_digest
 
@@ -66,3 +69,20 @@ def commit() -> str:
     """The commit that made a figure; '+' where the tree had changes."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def gain(cells: Sequence[dict[str, Any]], base: dict[str, Any], sets: Sequence[str]) -> Interval:
+    """Difference to the base in the mean over sets; seeds are averaged per query first."""
+    diffs = []
+    for name in sets:
+        queries = base["scores"][name]
+        weight = sum(len(base["scores"][other]) for other in sets) / (len(sets) * len(queries))
+        for query, reference in queries.items():
+            own = float(np.mean([cell["scores"][name][query] for cell in cells]))
+            diffs.append(weight * (own - reference))
+    return paired_bootstrap(diffs)
+
+
+def points(interval: Interval) -> str:
+    """A difference with its interval, in points."""
+    return f"{100 * interval.mean:+.2f} ({100 * interval.lo:+.2f} to {100 * interval.hi:+.2f})"

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import RESULTS, ROOT, CellStore, slug
+from cells import RESULTS, ROOT, CellStore, gain, points, slug
 from panel import DOMAINS, GUARDS, Panel
 
 from stm_training.data.records import Pair
 from stm_training.demo.base_model import find_base
 from stm_training.evaluate.metrics import mean
-from stm_training.evaluate.significance import Interval, paired_bootstrap
 from stm_training.finetune.backbone import Backbone, BackboneSpec, load_backbone
 from stm_training.finetune.lora import full_deltas
 from stm_training.finetune.settings import TrainSettings
@@ -110,23 +109,6 @@ def summary(found: dict[str, dict[str, float]]) -> dict[str, Any]:
     means["domain"] = float(np.mean([means[name] for name in DOMAINS]))
     means["guards"] = float(np.mean([means[name] for name in GUARDS]))
     return {"means": means, "scores": found}
-
-
-def gain(cells: Sequence[dict[str, Any]], base: dict[str, Any], sets: Sequence[str]) -> Interval:
-    """Difference to the base in the mean over sets; seeds are averaged per query first."""
-    diffs = []
-    for name in sets:
-        queries = base["scores"][name]
-        weight = sum(len(base["scores"][other]) for other in sets) / (len(sets) * len(queries))
-        for query, reference in queries.items():
-            own = float(np.mean([cell["scores"][name][query] for cell in cells]))
-            diffs.append(weight * (own - reference))
-    return paired_bootstrap(diffs)
-
-
-def points(interval: Interval) -> str:
-    """A difference with its interval, in points."""
-    return f"{100 * interval.mean:+.2f} ({100 * interval.lo:+.2f} to {100 * interval.hi:+.2f})"
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import commit, gain, points
 
 from stm_training.data.leakage import without_leaks
 from stm_training.data.reading import read_beir, read_corpus
@@ -27,7 +27,6 @@ from stm_training.data.records import Pair, Passage
 from stm_training.data.splits import split_collection
 from stm_training.demo.base_model import find_base
 from stm_training.evaluate.metrics import mean
-from stm_training.evaluate.significance import paired_bootstrap
 from stm_training.evaluate.versions import installed_versions
 from stm_training.filtering.run import filter_pairs
 from stm_training.filtering.settings import FilterSection
@@ -214,12 +213,6 @@ def run_cell(data: Callable[[], Data], variant: Variant | None, seed: int, *, fu
     return result
 
 
-def commit() -> str:
-    """The commit that made a figure; '+' where the tree had changes."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def table(cells: Sequence[Sequence[dict[str, Any]]]) -> str:
     """The table in Markdown; each row holds one variant's seeds."""
     base = cells[0][0]
@@ -234,23 +227,10 @@ def table(cells: Sequence[Sequence[dict[str, Any]]]) -> str:
         tests = float(np.mean([means[name] for name in SETS]))
         row = [seeds[0]["cell"], str(seeds[0]["notes"].get("pairs", "-")), f"{means['scifact dev']:.4f}"]
         row += [f"{means[name]:.4f}" for name in SETS]
-        row += [f"{tests:.4f}", _difference(seeds, base), str(len(seeds))]
+        difference = "-" if seeds[0]["cell"] == "base" else points(gain(seeds, base, SETS))
+        row += [f"{tests:.4f}", difference, str(len(seeds))]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
-
-
-def _difference(seeds: Sequence[dict[str, Any]], base: dict[str, Any]) -> str:
-    if seeds[0]["cell"] == "base":
-        return "-"
-    diffs = []
-    for name in SETS:  # each set weighs the same; seeds are averaged per query first
-        queries = base["scores"][name]
-        weight = 0.5 * sum(len(base["scores"][other]) for other in SETS) / len(queries)
-        for query in queries:
-            own = np.mean([cell["scores"][name][query] for cell in seeds])
-            diffs.append(weight * (own - queries[query]))
-    gain = paired_bootstrap(diffs)
-    return f"{100 * gain.mean:+.2f} ({100 * gain.lo:+.2f} to {100 * gain.hi:+.2f})"
 
 
 def main() -> None:
