@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from stm_retriever.errors import ConfigError, require
 from stm_training.commands.options import add_on_error
 from stm_training.commands.settings_options import add_settings, read_settings
-from stm_training.finetune.settings import TrainSettings
+from stm_training.finetune.settings import (
+    FEWEST_STEPS_BETWEEN_CHECKPOINTS,
+    TrainSettings,
+    usual_save_steps,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +46,6 @@ examples:
 
 A pair is a row {"query": "...", "positive": "...", "negatives": ["..."]} of a JSONL file.
 """
-_FEWEST_STEPS_BETWEEN_CHECKPOINTS = 20
 _ANCHOR_TEXTS = 2000
 
 
@@ -82,7 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     defaults = {
         "eval_steps": "with --dev a tenth of all steps",
-        "save_steps": f"a tenth of all steps, at least {_FEWEST_STEPS_BETWEEN_CHECKPOINTS}",
+        "save_steps": f"a tenth of all steps, at least {FEWEST_STEPS_BETWEEN_CHECKPOINTS}",
     }
     add_settings(parser.add_argument_group("training"), TrainSettings, defaults=defaults)
 
@@ -243,7 +246,7 @@ def _job(arguments: argparse.Namespace) -> Finetuning:
 def _settings(arguments: argparse.Namespace, pairs: int) -> TrainSettings:
     given = read_settings(arguments, TrainSettings)
     steps = given.steps or max(1, given.epochs * pairs // given.batch_size)
-    defaults = {"save_steps": max(_FEWEST_STEPS_BETWEEN_CHECKPOINTS, steps // 10)}
+    defaults = {"save_steps": usual_save_steps(steps)}
     if arguments.dev is not None:
         defaults["eval_steps"] = max(1, steps // 10)
     return read_settings(arguments, TrainSettings, defaults)

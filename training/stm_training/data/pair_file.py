@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm_retriever.errors import DataError
-from stm_training.data.reading import _PAIR_KEYS, _pair, _pair_problem
+from stm_training.data.reading import PAIR_KEYS, as_pair, pair_problem
 from stm_training.data.records import Pair, SkippedRow
 from stm_training.data.rows import BadRows, OnError, shown
 
@@ -178,8 +178,8 @@ def _parse_pair(raw: bytes) -> Pair | str:
         return f"broken JSON ({what}): {shown(text.strip())}"
     if not isinstance(row, dict):
         return f"a JSON object is expected, found {type(row).__name__}: {shown(text.strip())}"
-    return _pair_problem(row) or _pair(row)
+    return pair_problem(row) or as_pair(row)
 
 
 def _remedy() -> str:
-    return f"A pair has the keys {', '.join(sorted(_PAIR_KEYS))}; query and positive are needed."
+    return f"A pair has the keys {', '.join(sorted(PAIR_KEYS))}; query and positive are needed."

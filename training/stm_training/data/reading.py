@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _OWN_KEYS = frozenset({"_id", "id", "title", "text", "metadata", "parent_id", "start", "end"})
-_PAIR_KEYS = frozenset(
+PAIR_KEYS = frozenset(
     {"query", "positive", "negatives", "query_id", "positive_id", "source", "kind", "prompt", "scores"}
 )
 
@@ -139,11 +139,11 @@ def read_pairs(
     bad = BadRows(on_error, skipped)
     pairs = []
     for line, row in read_json_rows(file, bad):
-        cause = _pair_problem(row)
+        cause = pair_problem(row)
         if cause is None:
-            pairs.append(_pair(row))
+            pairs.append(as_pair(row))
         else:
-            keys = ", ".join(sorted(_PAIR_KEYS))
+            keys = ", ".join(sorted(PAIR_KEYS))
             bad.report(file, line, cause, f"A pair has the keys {keys}; query and positive are needed.")
     bad.log()
     return pairs
@@ -312,8 +312,8 @@ def _qrel_problem(
     return None
 
 
-def _pair_problem(row: Mapping[str, Any]) -> str | None:
-    if unknown := sorted(set(row) - _PAIR_KEYS):
+def pair_problem(row: Mapping[str, Any]) -> str | None:
+    if unknown := sorted(set(row) - PAIR_KEYS):
         return f"unknown keys {', '.join(map(repr, unknown))}"
     for key in ("query", "positive"):
         if problem := text_problem(row.get(key)):
@@ -348,7 +348,7 @@ def _scores_problem(row: Mapping[str, Any]) -> str | None:
     return problem and f"the row {problem}"
 
 
-def _pair(row: Mapping[str, Any]) -> Pair:
+def as_pair(row: Mapping[str, Any]) -> Pair:
     return Pair(
         query=row["query"],
         positive=row["positive"],

@@ -147,6 +147,14 @@ def full_deltas(adapter_dir: Path, base: Backbone) -> dict[str, Tensor]:
     return deltas
 
 
+def bake_adapter(adapter_dir: Path, base: Backbone) -> None:
+    """Add an adapter's full deltas to its base in place, for good; arguments and errors as full_deltas."""
+    weights = dict(base.model.named_parameters())
+    with torch.no_grad():
+        for name, delta in full_deltas(adapter_dir, base).items():
+            weights[name].add_(delta)
+
+
 def _linear_layers(model: nn.Module) -> list[str]:
     names = [
         name

@@ -8,6 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # No torch here: recipes and light commands read these settings.
 TOKEN_BUDGET = 4096
+FEWEST_STEPS_BETWEEN_CHECKPOINTS = 20
+
+
+def usual_save_steps(steps: int) -> int:
+    """Steps between checkpoints: a tenth of all is the most that a kill costs, and none comes too soon."""
+    return max(FEWEST_STEPS_BETWEEN_CHECKPOINTS, steps // 10)
 
 
 class TrainSettings(BaseModel):

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from stm_training.data.reading import read_corpus
 from stm_training.data.records import Pair, Passage, SkippedRow
-from stm_training.pipeline.collections import Problem, Qrels, Split, document_id, judged_and_sample
-from stm_training.pipeline.corpus import cut_queries
-from stm_training.recipe import QueriesSection, Recipe
+from stm_training.pipeline.collections import Problem, Split, document_id, judged_and_sample
+from stm_training.pipeline.corpus import Splits, cut_queries
+from stm_training.recipe import Recipe
 
 
-def domain_pairs(recipe: Recipe) -> list[Pair]:
-    """Training pairs of every domain; their kind is the domain's name."""
-    pairs: list[Pair] = []
+@dataclass(frozen=True)
+class Domain:
+    """One further collection, as it was read.
+
+    Attributes:
+        name: The recipe's name for it.
+        documents: Its corpus.
+        splits: Queries and judgements of train, dev and test, as far as there are such.
+    """
+
+    name: str
+    documents: Sequence[Passage]
+    splits: Splits
+
+    def pairs(self) -> list[Pair]:
+        """Training pairs; their kind is the domain's name."""
+        queries, qrels = self.splits.get("train", ({}, {}))
+        return labelled_pairs(self.documents, queries, qrels, kind=self.name, prefix=f"{self.name}/")
+
+
+def read_domains(recipe: Recipe) -> list[Domain]:
+    """Read every domain of a recipe."""
+    domains = []
     for name, section in recipe.domains.items():
-        if section.train is not None:
-            documents, (queries, qrels) = _read(recipe, section, "train")
-            pairs += labelled_pairs(documents, queries, qrels, kind=name, prefix=f"{name}/")
-    return pairs
+        skipped: list[SkippedRow] = []
+        documents = read_corpus(section.path, recipe.on_error, skipped=skipped, allow_title_only=True)
+        splits = cut_queries(section, documents, seed=recipe.seed, on_error=recipe.on_error, skipped=skipped)
+        domains.append(Domain(name, documents, splits))
+    return domains
 
 
-def domain_problems(recipe: Recipe, split: Split) -> list[Problem]:
+def domain_problems(recipe: Recipe, domains: Sequence[Domain], split: Split) -> list[Problem]:
     """The development or test problem of every domain that has such queries."""
-    problems = []
-    for name, section in recipe.domains.items():
-        documents, (queries, qrels) = _read(recipe, section, split)
-        if queries:
-            problems.append(cut_problem(recipe, Problem(name, documents, queries, qrels), split))
-    return problems
+    return [
+        cut_problem(recipe, Problem(one.name, one.documents, *one.splits[split]), split)
+        for one in domains
+        if split in one.splits and one.splits[split][0]
+    ]
 
 
 def cut_problem(recipe: Recipe, problem: Problem, split: Split) -> Problem:
@@ -82,12 +103,3 @@ def labelled_pairs(
         for name, grade in qrels[query_id].items()
         if grade > 0 and name in first
     ]
-
-
-def _read(
-    recipe: Recipe, section: QueriesSection, split: Split
-) -> tuple[list[Passage], tuple[dict[str, str], Qrels]]:
-    skipped: list[SkippedRow] = []
-    documents = read_corpus(section.path, recipe.on_error, skipped=skipped, allow_title_only=True)
-    splits = cut_queries(section, documents, seed=recipe.seed, on_error=recipe.on_error, skipped=skipped)
-    return documents, splits.get(split, ({}, {}))

@@ -18,6 +18,7 @@ from stm_training.finetune.history import DevScore
 from stm_training.finetune.live import LiveFigures
 from stm_training.finetune.memory_probe import PROBE
 from stm_training.finetune.section import ExpertSection, TrainSection
+from stm_training.finetune.settings import usual_save_steps
 from stm_training.finetune.tensorboard import FOLDER as TENSORBOARD
 from stm_training.finetune.tensorboard import TensorBoard
 from stm_training.finetune.trainer import TrainResult, train_expert
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from stm_training.finetune.backbone import Backbone, BackboneSpec
 
 RECORD = "expert.json"
-_FEWEST_STEPS_BETWEEN_CHECKPOINTS = 20
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,9 @@ def _all_steps(experts: Sequence[ExpertPlan]) -> int | None:
 
 
 def _checkpointed(train: TrainSection) -> TrainSection:
-    """A tenth of the steps is the most that a kill costs, and no checkpoint comes too soon."""
     if train.save_steps is not None:
         return train
-    often = max(_FEWEST_STEPS_BETWEEN_CHECKPOINTS, (train.steps or 0) // 10)
-    return train.model_copy(update={"save_steps": often})
+    return train.model_copy(update={"save_steps": usual_save_steps(train.steps or 0)})
 
 
 def _slice(name: str, section: ExpertSection, pairs: Sequence[Pair]) -> list[Pair]:

@@ -23,7 +23,7 @@ from stm_training.finetune.backbone import Backbone, BackboneSpec, load_backbone
 from stm_training.finetune.checkpoints import inputs_key
 from stm_training.finetune.history import DEV, DevScore, curves, evaluations, write_history
 from stm_training.finetune.live import LiveFigures
-from stm_training.finetune.lora import full_deltas
+from stm_training.finetune.lora import bake_adapter
 from stm_training.finetune.settings import TrainSettings
 from stm_training.finetune.stopping import StopWithCheckpoint
 from stm_training.finetune.tensorboard import FOLDER, TensorBoard
@@ -133,7 +133,7 @@ def export_trained(
         backbone = load_backbone(replace(job.spec, source=str(trained), revision=None))
     else:
         backbone = load_backbone(job.spec)
-        _add_deltas(backbone, trained)
+        bake_adapter(trained, backbone)
     base: dict[str, Any] = {"name": Path(job.spec.source).name, "revision": job.spec.revision}
     if not Path(job.spec.source).is_dir():
         base = {"name": job.spec.source, "hub_name": job.spec.source, "revision": job.spec.revision}
@@ -153,15 +153,6 @@ def export_trained(
         overwrite=overwrite,
         progress=tell,
     )
-
-
-def _add_deltas(backbone: Backbone, adapter: Path) -> None:
-    import torch
-
-    weights = dict(backbone.model.named_parameters())
-    with torch.no_grad():
-        for name, delta in full_deltas(adapter, backbone).items():
-            weights[name].add_(delta)
 
 
 def _begin(out: Path, key: str, *, overwrite: bool) -> dict[str, Any] | None:

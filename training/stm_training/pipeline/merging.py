@@ -218,9 +218,3 @@ def candidates(folder: Path) -> tuple[CandidateSummary, ...]:
     """What was scored in full on development queries and guards."""
     document = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
     return tuple(CandidateSummary.model_validate(one) for one in document["candidates"])
-
-
-def read_search(folder: Path) -> SearchResult:
-    """The trials behind the choice."""
-    document = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
-    return SearchResult.model_validate(document["search"])

@@ -26,7 +26,7 @@ from stm_training.pipeline.collections import (
 )
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.corpus import PASSAGES
-from stm_training.pipeline.domains import domain_pairs, domain_problems, labelled_pairs
+from stm_training.pipeline.domains import Domain, domain_problems, labelled_pairs, read_domains
 from stm_training.pipeline.refining import refine_pairs
 from stm_training.recipe import LABELLED, Recipe
 from stm_training.synthesize.result import SynthesisResult
@@ -76,8 +76,9 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
         split: synthetic.held_out[split] if split in missing else given[split] for split in ("dev", "test")
     }
     pairs = [*synthetic.train, *labelled_pairs(passages, *given["train"], kind=LABELLED)]
-    pairs += domain_pairs(recipe)
-    texts = _held_out_texts(recipe, held_out)
+    domains = read_domains(recipe)
+    pairs += [pair for domain in domains for pair in domain.pairs()]
+    texts = _held_out_texts(recipe, domains, held_out)
     pairs, leakage = _without_leaks(recipe, pairs, texts)
     pairs, refinement = refine_pairs(recipe, pairs, passages, list(texts.values()), console)
     if not pairs:
@@ -183,13 +184,15 @@ def _synthesis_summary(result: SynthesisResult) -> dict[str, Any]:
     }
 
 
-def _held_out_texts(recipe: Recipe, held_out: Mapping[Split, Queries]) -> dict[str, str]:
+def _held_out_texts(
+    recipe: Recipe, domains: Sequence[Domain], held_out: Mapping[Split, Queries]
+) -> dict[str, str]:
     """Every development and test query, by where it comes from."""
     texts = {
         f"{split}/{name}": text for split, (queries, _) in held_out.items() for name, text in queries.items()
     }
     for split in HELD_OUT:
-        for problem in domain_problems(recipe, split):
+        for problem in domain_problems(recipe, domains, split):
             texts |= {f"{problem.name}/{split}/{name}": text for name, text in problem.queries.items()}
     return texts
 

@@ -12,11 +12,9 @@ from stm_training.data.pair_file import PairFile
 from stm_training.finetune.backbone import load_backbone
 from stm_training.finetune.full_weights import save_model
 from stm_training.finetune.live import LiveFigures
-from stm_training.finetune.lora import full_deltas
+from stm_training.finetune.lora import bake_adapter
 from stm_training.finetune.settings import TrainSettings
 from stm_training.finetune.trainer import train_expert
-from stm_training.merge.apply import MergedModel
-from stm_training.merge.recipe import MergeRecipe
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.members import ADAPTER, MODEL
 from stm_training.pipeline.settings import backbone_spec
@@ -71,8 +69,7 @@ def pretrain(
         )
     shutil.copytree(result.adapter_dir, out / ADAPTER)
     backbone = load_backbone(backbone_spec(recipe))
-    merged = MergedModel(backbone, {MODEL: full_deltas(out / ADAPTER, backbone)})
-    merged.apply(MergeRecipe(method="task_arithmetic", weights={MODEL: 1.0}))
+    bake_adapter(out / ADAPTER, backbone)
     save_model(backbone, out / MODEL)
     record = {
         "pairs": report.pairs,

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stm_training.pipeline.collections import HELD_OUT, HeldOut, Problem, guard_
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.corpus import PASSAGES
 from stm_training.pipeline.delivery import Provenance, build_index, write_retriever
-from stm_training.pipeline.domains import cut_problem, domain_problems
+from stm_training.pipeline.domains import Domain, cut_problem, domain_problems, read_domains
 from stm_training.pipeline.evaluation import evaluate_on_test
 from stm_training.pipeline.experts import (
     ExpertPlan,
@@ -449,8 +450,12 @@ class _Run:
         queries, qrels = read_split(self._path("pairs"), split)
         return cut_problem(self.recipe, Problem(split, self._passages(), queries, qrels), split)
 
+    @cached_property
+    def _domains(self) -> list[Domain]:
+        return read_domains(self.recipe)
+
     def _problems(self, split: HeldOut) -> list[Problem]:
-        return [self._problem(split), *domain_problems(self.recipe, split)]
+        return [self._problem(split), *domain_problems(self.recipe, self._domains, split)]
 
     def _guards(self, half: HeldOut) -> list[Problem]:
         limit = self.recipe.evaluate.dev_documents if half == "dev" else None

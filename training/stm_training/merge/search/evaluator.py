@@ -144,10 +144,10 @@ class ModelEvaluator:
 
     def vectors(self, recipe: MergeRecipe | None) -> dict[str, MemberVectors]:
         """Vectors of every development set and guard, by its name, under a merge."""
-        key = recipe_key(recipe)
-        if self._last is None or self._last[0] != key:
-            self._last = (key, *self._score(recipe, None)[1:])
-        _, queries, documents = self._last
+        if self._last is not None and self._last[0] == recipe_key(recipe):
+            _, queries, documents = self._last
+        else:
+            _, queries, documents = self._score(recipe, None)
         return {
             rows.problem.name: MemberVectors(queries[rows.queries], documents[rows.passages])
             for rows in (*self._problems["dev"], *self._problems["all"])
