@@ -261,3 +261,18 @@ def test_memory_stays_below_the_promise_whatever_the_tensor(tmp_path: Path, meth
     peak = float(printed.rsplit("at most ", 1)[1].split(" MB")[0])
     # far below (models + 2) x largest + 300 MB = 1020 MB: not even one float32 copy of the tensor fits in
     assert peak < 200
+
+
+def test_checkpoints_of_one_run_are_averaged(folders: Path) -> None:
+    for step in (100, 20):  # oldest first is by number, not by name
+        build_member(folders / "base", folders / "run" / f"checkpoint-{step}", step)
+    options = ("--base", folders / "base", "--checkpoints", folders / "run")
+    assert run(*options, "--out", folders / "mean") == 0
+    assert run(*options, "--decay", 0.9, "--out", folders / "moving") == 0
+    old, new = (load_weights(folders / "run" / f"checkpoint-{step}") for step in (20, 100))
+    for name, value in load_weights(folders / "mean").items():
+        torch.testing.assert_close(value, (old[name] + new[name]) / 2)
+    for name, value in load_weights(folders / "moving").items():
+        torch.testing.assert_close(value, 0.9 * old[name] + 0.1 * new[name])
+    with pytest.raises(ConfigError, match="leave these out"):
+        run(*options, "--method", "ties", "--out", folders / "no")

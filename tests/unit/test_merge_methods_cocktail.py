@@ -16,8 +16,6 @@ from stm_training.finetune.encode import encode_texts
 from stm_training.finetune.losses import info_nce
 from stm_training.merge.apply import MergedModel
 from stm_training.merge.checkpoints import (
-    average_deltas,
-    average_recipe,
     checkpoint_folders,
     checkpoint_weights,
 )
@@ -120,29 +118,6 @@ def test_checkpoints_weigh_the_same_or_less_the_older_they_are() -> None:
 def test_checkpoint_weights_that_make_no_sense_are_refused(count: int, decay: float | None) -> None:
     with pytest.raises(MergeError, match="at least one checkpoint"):
         checkpoint_weights(count, decay=decay)
-
-
-def test_an_averaged_expert_is_the_linear_merge_of_the_checkpoints(base: Backbone) -> None:
-    before = {name: value.clone() for name, value in base.model.named_parameters()}
-    deltas = {f"checkpoint-{step}": noise(base, seed=step, size=0.1) for step in (10, 20, 30)}
-    left_alone = next(iter(deltas["checkpoint-20"]))
-    del deltas["checkpoint-20"][left_alone]
-    average = average_deltas((deltas[name] for name in deltas), checkpoint_weights(3, decay=0.6))
-    with MergedModel(base, deltas) as merged:
-        merged.apply(average_recipe(list(deltas), decay=0.6))
-        for name, delta in average.items():
-            assert torch.allclose(base.model.get_parameter(name), before[name] + delta, atol=1e-6)
-    assert left_alone in average
-
-
-def test_averaging_refuses_other_shapes_counts_and_equal_names() -> None:
-    with pytest.raises(MergeError, match=r"Checkpoint 2.*\(3,\).*\(2,\)"):
-        average_deltas([{"w": torch.ones(2)}, {"w": torch.ones(3)}], [0.5, 0.5])
-    for count in (1, 3):
-        with pytest.raises(MergeError, match="2 weights"):
-            average_deltas([{"w": torch.ones(2)}] * count, [0.5, 0.5])
-    with pytest.raises(MergeError, match="names of their own"):
-        average_recipe(["a", "a"])
 
 
 def test_checkpoint_folders_come_in_the_order_of_their_steps(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ COMMANDS = (
     "convert",
     "finetune",
     "merge",
+    "merge-search",
     "export",
     "evaluate",
     "index",
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens inside, to stderr")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        command = importlib.import_module(f"stm_training.commands.{name}")
+        command = importlib.import_module(f"stm_training.commands.{name.replace('-', '_')}")
         command.add_parser(subparsers)
         subparsers.choices[name].set_defaults(run=command.run)
     return parser

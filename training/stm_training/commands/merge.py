@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stm_retriever.errors import ConfigError, require
+from stm_training.merge.checkpoints import checkpoint_folders, checkpoint_weights
 from stm_training.merge.stream.request import (
     METHOD_HELP,
     Asked,
@@ -45,7 +46,7 @@ examples:
       --method task_arithmetic --out merged
   stm-train merge --base minilm --member a=A --member b=B --method ties --weights a=.5,b=.3 --density .5 \\
       --out merged --export
-  stm-train merge --base minilm --member a=step-100 --member b=step-200 --method linear --out averaged
+  stm-train merge --base minilm --checkpoints my-training/output --out averaged
   stm-train merge --recipe merged/merge.json --density .7 --out merged-again --dry-run
 
 A recipe file holds base, members (NAME: FOLDER), method, weights and the other settings, also those that have
@@ -73,6 +74,18 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         metavar="NAME=FOLDER[:WEIGHT]",
         help="adapter or model to merge; repeat it for each",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="FOLDER",
+        help="average the checkpoints of one run (checkpoint-<step>: adapters or models), by method linear",
+    )
+    parser.add_argument(
+        "--decay",
+        type=float,
+        metavar="D",
+        help="with --checkpoints: moving average that keeps this share at each step (default: all alike)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder to make")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="YAML or JSON with any of these settings")
@@ -148,6 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
     asked = _options(arguments)
     if arguments.recipe is not None:
         asked = asked.over(read_request(arguments.recipe))
+    if arguments.checkpoints is not None:
+        asked = _checkpoints(arguments, asked)
     request = asked.request()
     for package in ("torch", "safetensors"):
         require(package, extra="train", purpose="stm-train merge")
@@ -155,8 +170,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     with StreamedMerge(
-        _local(request.base, arguments.download),
-        {name: _local(source, arguments.download) for name, source in request.members.items()},
+        local_source(request.base, arguments.download),
+        {name: local_source(source, arguments.download) for name, source in request.members.items()},
         request.recipe,
         prompts_from=request.prompts_from,
         shard_size=shard_size,
@@ -197,6 +212,21 @@ def _options(arguments: argparse.Namespace) -> Asked:
     return asked
 
 
+def _checkpoints(arguments: argparse.Namespace, asked: Asked) -> Asked:
+    """Checkpoints as members, with the weights of their mean."""
+    if asked.members or asked.weights or asked.fields.get("method", "linear") != "linear":
+        raise ConfigError("--checkpoints chooses members, weights and method linear itself; leave these out.")
+    folders = {path.name: path for path in checkpoint_folders(arguments.checkpoints)}
+    weights = checkpoint_weights(len(folders), decay=arguments.decay)
+    return Asked(
+        base=asked.base,
+        members={name: str(path) for name, path in folders.items()},
+        weights=dict(zip(folders, weights, strict=True)),
+        fields=asked.fields | {"method": "linear"},
+        prompts_from=asked.prompts_from,
+    )
+
+
 def _weights(text: str | None) -> dict[str, float]:
     if text is None:
         return {}
@@ -213,7 +243,8 @@ def _curve(text: str) -> list[float]:
         raise ConfigError(f"--curve {text!r}: write numbers separated by commas, as 0,0.5,1.") from None
 
 
-def _local(source: str, download: bool) -> Path:
+def local_source(source: str, download: bool) -> Path:
+    """The folder of a member or base; the adapter inside where a run's expert folder is given."""
     from stm_training.finetune.source import resolve_source
 
     path = resolve_source(source, revision=None, local_files_only=not download)

@@ -89,7 +89,9 @@ def _reader(kind: Any, field: FieldInfo) -> Callable[[str], Any]:
         if takes_none and text == _NONE:
             return _NONE
         if get_origin(kind) is tuple:
-            return tuple(get_args(kind)[0](part) for part in text.split(",") if part.strip())
+            one = get_args(kind)[0]
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            return tuple(parts if get_origin(one) is Literal else map(one, parts))  # pydantic knows the names
         return kind(text)
 
     read.__name__ = "value"  # argparse names it in "invalid value: ..."
@@ -98,11 +100,13 @@ def _reader(kind: Any, field: FieldInfo) -> Callable[[str], Any]:
 
 def _metavar(kind: Any) -> str:
     if get_origin(kind) is tuple:
-        return "N,N,..."
+        return "NAME,..." if get_origin(get_args(kind)[0]) is Literal else "N,N,..."
     return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def _shown(value: Any) -> str:
     if value is None or value == ():
         return _NONE
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -36,7 +36,7 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         save_strategy="no" if settings.save_steps is None else "steps",
         save_steps=settings.save_steps or 1,
-        save_total_limit=2,
+        save_total_limit=max(2, settings.average_checkpoints),
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -13,6 +13,9 @@ from stm_training.data.records import Pair
 from stm_training.finetune.backbone import BackboneSpec
 from stm_training.finetune.settings import TrainSettings
 
+WEIGHTS = "adapter_state.safetensors"
+"""A checkpoint's trained weights, by parameter name."""
+
 
 def inputs_key(
     spec: BackboneSpec, pairs: Sequence[Pair], settings: TrainSettings, seed: int, anchor_texts: Sequence[str]

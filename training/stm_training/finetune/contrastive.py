@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from stm_retriever.errors import TrainingError
 from stm_training.data.records import Pair
 from stm_training.finetune.backbone import Backbone
+from stm_training.finetune.checkpoints import WEIGHTS
 from stm_training.finetune.collate import Batch, Collator
 from stm_training.finetune.gather import Ranks
 from stm_training.finetune.lora import adapter_state, load_adapter_state
@@ -31,7 +32,6 @@ from stm_training.finetune.step import ContrastiveStep, StepResult
 if TYPE_CHECKING:
     from stm_training.finetune.trainer import Progress
 
-_WEIGHTS = "adapter_state.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _SCHEDULER = "scheduler.json"
 
@@ -193,10 +193,10 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         state = {name: whole(value) for name, value in adapter_state(self.model).items()}
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(state, folder / _WEIGHTS)
+            save_file(state, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
+        state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         if self._ranks.sharded:
             put_from_first(adapter_state(self.model), state)
         else:

@@ -91,3 +91,9 @@ class TrainSettings(BaseModel):
     )
     anchor_batch: int = Field(8, ge=1, description="General texts per step, where anchor_weight is above 0.")
     save_steps: int | None = Field(None, ge=1, description="Write a checkpoint every so many steps.")
+    average_checkpoints: int = Field(
+        1,
+        ge=1,
+        description="Keep the mean of the last so many checkpoints (see save_steps) instead of the last "
+        "weights; a LoRA adapter's rank grows by this factor.",
+    )

@@ -16,6 +16,7 @@ from stm_retriever.errors import ConfigError, DataError, TrainingError
 from stm_training.data.records import Pair
 from stm_training.finetune.anchor import AnchorLoss
 from stm_training.finetune.arguments import fsdp_is_asked_for, training_arguments, without_accelerates_fsdp
+from stm_training.finetune.averaging import check_averaging, save_average
 from stm_training.finetune.backbone import Backbone, BackboneSpec
 from stm_training.finetune.checkpoints import inputs_key, last_checkpoint, whole_checkpoints
 from stm_training.finetune.collate import Collator
@@ -130,6 +131,7 @@ def train_expert(
     with without_accelerates_fsdp():
         arguments = training_arguments(settings, out_dir / _CHECKPOINTS, steps=len(sampler), seed=seed)
         ranks = _ranks(settings, arguments.device, sharded=sharded)
+        check_averaging(settings, len(sampler), ranks)
         backbone = load_trainable(spec, settings, seed=seed, device=arguments.device, ranks=ranks)
         key = inputs_key(spec, pairs, settings, seed, anchor_texts)
         collator, step = _step(backbone, pairs, settings, ranks, out_dir, seed, key, anchor_texts)
@@ -151,6 +153,8 @@ def train_expert(
     best_step = None if watch is None else watch.restore_best(backbone)
     folder = save_trained(backbone, spec, settings, out_dir, ranks)
     if ranks.rank == 0:
+        if settings.average_checkpoints > 1:
+            save_average(backbone, out_dir / _CHECKPOINTS, settings, folder)
         shutil.rmtree(out_dir / _CHECKPOINTS, ignore_errors=True)
     if watch is not None:
         watch.clear()

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stm_retriever.errors import MergeError
-from stm_training.merge.recipe import MergeRecipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
@@ -55,59 +49,3 @@ def checkpoint_weights(count: int, *, decay: float | None = None) -> list[float]
     for _ in range(count - 1):
         weights = [weight * decay for weight in weights] + [1 - decay]
     return weights
-
-
-def average_recipe(
-    names: Sequence[str], *, decay: float | None = None, base_weight: float = 0.0
-) -> MergeRecipe:
-    """The linear merge that averages checkpoints.
-
-    Args:
-        names: The checkpoints as members of a merge, oldest first.
-        decay: See :func:`checkpoint_weights`.
-        base_weight: Weight of the base, beside 1 for all checkpoints together.
-
-    Raises:
-        MergeError: See :func:`checkpoint_weights`; or if a name comes twice.
-    """
-    weights = dict(zip(names, checkpoint_weights(len(names), decay=decay), strict=True))
-    if len(weights) < len(names):
-        message = f"Checkpoints need names of their own, found {list(names)}."
-        raise MergeError(message)
-    return MergeRecipe(method="linear", weights=weights, base_weight=base_weight)
-
-
-def average_deltas(
-    checkpoints: Iterable[Mapping[str, Tensor]], weights: Sequence[float]
-) -> dict[str, Tensor]:
-    """Average checkpoints into one expert's deltas, holding one of them at a time.
-
-    Args:
-        checkpoints: Full deltas of each, oldest first, made one by one where it is a generator; a parameter
-            that one of them lacks is unchanged in it.
-        weights: One per checkpoint; see :func:`checkpoint_weights`.
-
-    Returns:
-        Parameter name -> delta, float32.
-
-    Raises:
-        MergeError: If two checkpoints have other shapes, or there are not as many as weights.
-    """
-    average: dict[str, Tensor] = {}
-    done = 0
-    for done, deltas in enumerate(checkpoints, start=1):
-        if done > len(weights):
-            break
-        for name, delta in deltas.items():
-            share = delta.float() * weights[done - 1]
-            if name in average and average[name].shape != share.shape:
-                message = (
-                    f"Checkpoint {done} changes {name} with shape {tuple(share.shape)}, an earlier one with "
-                    f"{tuple(average[name].shape)}: they are of different models. Average those of one run."
-                )
-                raise MergeError(message)
-            average[name] = average[name].add_(share) if name in average else share
-    if done != len(weights):
-        message = f"There are {len(weights)} weights for {done} checkpoints or more; give one for each."
-        raise MergeError(message)
-    return average

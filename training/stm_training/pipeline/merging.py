@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from stm_retriever.errors import MergeError
-from stm_training.evaluate.compare import NDCG
 from stm_training.evaluate.selection import Decision, SelectionRow, choose
 from stm_training.merge.recipe import MergeRecipe
 from stm_training.merge.search.evaluator import ModelEvaluator, evaluator_for
@@ -26,7 +25,7 @@ from stm_training.merge.search.study import search
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.members import member_deltas
-from stm_training.pipeline.scoring import together, vectors_path
+from stm_training.pipeline.scoring import one_row, vectors_path
 from stm_training.pipeline.settings import load_base
 from stm_training.pipeline.systems import ALL_DATA, BASE, EXPERT, MERGED, Choice, alone
 from stm_training.recipe import Recipe
@@ -130,7 +129,7 @@ def _best(result: SearchResult, max_guard_loss: float) -> Trial:
 def _write(
     recipe: Recipe, scores: Mapping[str, TrialScores], best: MergeRecipe, result: SearchResult, out: Path
 ) -> None:
-    dev = {name: _one_row(found.dev) for name, found in scores.items()}
+    dev = {name: one_row(found.dev) for name, found in scores.items()}
     guards = {
         guard: {name: list(found.guards[guard].values()) for name, found in scores.items()}
         for guard in scores[BASE].guards
@@ -154,11 +153,6 @@ def _write(
         "search": result.model_dump(mode="json"),
     }
     (out / CHOICE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _one_row(dev: Mapping[str, Mapping[str, float]]) -> list[float]:
-    """Scores of every development query, each collection weighing the same."""
-    return list(together([{NDCG: dict(queries)} for queries in dev.values()])[NDCG].values())
 
 
 def read_choice(folder: Path) -> Choice:

@@ -112,3 +112,8 @@ def together(per_problem: Sequence[QueryMetrics]) -> QueryMetrics:
             for query, value in scores[metric].items()
         }
     return joined
+
+
+def one_row(by_collection: Mapping[str, Mapping[str, float]], metric: str = "ndcg@10") -> list[float]:
+    """Scores of every query as one list, each collection weighing the same; see :func:`together`."""
+    return list(together([{metric: dict(queries)} for queries in by_collection.values()])[metric].values())

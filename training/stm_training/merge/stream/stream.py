@@ -108,7 +108,7 @@ class StreamedMerge:
             ConfigError: If the folder is taken, or is one of those that are read.
             MergeError: If the disk is too small.
         """
-        _check_target(out, overwrite=overwrite)
+        refuse_taken(out, overwrite=overwrite)
         for name, path in self._sources.items():
             if path.resolve().is_relative_to(out.resolve()):
                 message = f"--out {out} is or holds the folder of {name!r}, which is read. Choose another."
@@ -224,7 +224,12 @@ def _check_names(members: Mapping[str, Path], recipe: MergeRecipe) -> None:
         raise ConfigError(message)
 
 
-def _check_target(out: Path, *, overwrite: bool) -> None:
+def refuse_taken(out: Path, *, overwrite: bool) -> None:
+    """Refuse a target whose files a merge would destroy.
+
+    Raises:
+        ConfigError: If it is a file, holds anything but a merge, or holds one and may not be replaced.
+    """
     if not out.exists():
         return
     if not out.is_dir():
