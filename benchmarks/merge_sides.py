@@ -94,27 +94,6 @@ def write_models(size: Size, folder: Path) -> int:
     return sum(value.numel() for value in tensors.values())
 
 
-def write_adapter(base: Path, folder: Path, seed: int, rank: int = 16) -> None:
-    """A random adapter on all linear layers of a BERT model's encoder."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(seed)
-    factors = {}
-    with safe_open(base / "model.safetensors", "pt") as file:
-        for name in file.keys():
-            shape = file.get_slice(name).get_shape()
-            if len(shape) == 2 and name.startswith("encoder."):
-                module = "base_model.model." + name.removesuffix(".weight")
-                factors[f"{module}.lora_A.weight"] = torch.randn(rank, shape[1], generator=generator) / 20
-                factors[f"{module}.lora_B.weight"] = torch.randn(shape[0], rank, generator=generator) / 200
-    save_file(factors, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
 def run_ours(method: str, folder: Path, out: Path, dtype: str) -> dict[str, Any]:
     """Our side; always float32 inside, ``dtype`` is the peer's."""
     from stm_training.merge.recipe import MergeRecipe

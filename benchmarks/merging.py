@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,24 @@ from experts import (
     summary,
     table,
 )
-from panel import Panel
+from panel import DOMAINS, Panel
 
 from stm_training.data.records import Pair
-from stm_training.finetune.backbone import load_backbone
+from stm_training.finetune.backbone import Backbone, load_backbone
+from stm_training.finetune.encode import encode_texts
 from stm_training.finetune.lora import full_deltas
 from stm_training.finetune.settings import TrainSettings
+from stm_training.merge.fusion import FusionSet, lambda_curve
 from stm_training.merge.recipe import MergeRecipe
-from stm_training.merge.search.evaluator import ModelEvaluator, evaluator_for
+from stm_training.merge.search.evaluator import ModelEvaluator, evaluator_for, ndcg_by_query
 from stm_training.merge.search.grid import random_candidates
 from stm_training.merge.search.objective import Objective, domain, general, guard_losses
 from stm_training.merge.search.records import TrialScores
 from stm_training.merge.search.settings import SearchSection
 from stm_training.merge.search.space import Space
 from stm_training.merge.search.surrogate import Surrogate
-from stm_training.report.pareto import ChartPoint, pareto_svg
+from stm_training.pipeline.scoring import encode_passages
+from stm_training.report.pareto import ChartPoint, Kind, pareto_svg
 
 ALL_DATA = "all_data"
 METHODS = (
@@ -101,10 +104,17 @@ class Members:
         """What is maximised: domain quality minus the guards' losses."""
         return Objective(self.evaluate(None), penalty=2.0, tolerance=MAX_GUARD_LOSS)
 
+    def model(self, recipe: MergeRecipe | None) -> Backbone:
+        """The evaluator's backbone, turned into a merge or back into the base."""
+        if recipe is None:
+            self.evaluate.restore()
+        else:
+            self.evaluate.merged.apply(recipe)
+        return self.evaluate.backbone
+
     def test(self, recipe: MergeRecipe) -> dict[str, Any]:
         """Score a merge on the test queries."""
-        self.evaluate(recipe)  # the evaluator's backbone now is the merge
-        return summary(scores(self.evaluate.backbone, self.panel.tests))
+        return summary(scores(self.model(recipe), self.panel.tests))
 
 
 def all_data_settings() -> TrainSettings:
@@ -144,6 +154,46 @@ def all_data_cell(members: Members, *, full: bool) -> dict[str, Any]:
     )
 
 
+def fusion_cell(members: Members, *, full: bool) -> dict[str, Any]:
+    """REFINE: the vectors of the all-data model and of the base, fused at its lambda, and the curve."""
+
+    def work() -> dict[str, Any]:
+        tuned = MergeRecipe(method="task_arithmetic", weights={ALL_DATA: 1.0})
+        vectors = {}
+        for name, recipe in (("base", None), ("tuned", tuned)):
+            backbone = members.model(recipe)
+            vectors[name] = {
+                problem.name: (
+                    encode_texts(backbone, list(problem.queries.values()), "query"),
+                    encode_passages(backbone, problem),
+                )
+                for problem in members.panel.tests.values()
+            }
+        curve = lambda_curve(
+            [
+                FusionSet(
+                    name,
+                    name in DOMAINS,
+                    *vectors["base"][problem.name],
+                    *vectors["tuned"][problem.name],
+                    partial(ndcg_by_query, problem),
+                )
+                for name, problem in members.panel.tests.items()
+            ]
+        )
+        points = {
+            f"{one.share:g}": {"domain": one.domain, "general": one.general, "worst_loss": one.worst_loss}
+            for one in curve.points
+        }
+        default = curve.at(curve.default)
+        if default is None:
+            raise SystemExit(f"the curve has no point at {curve.default}")
+        scores = {name: dict(values) for name, values in default.scores.items()}
+        return {**summary(scores), "curve": points, "cost": curve.cost.statement}
+
+    return STORE.run("fusion" + "-full" * full, {"full": full, "all": all_data_settings().model_dump()}, work)
+
+
 def _tuned(members: Members, tried: list[MergeRecipe], notes: Mapping[str, Any]) -> dict[str, Any]:
     found = [(one, members.evaluate(one)) for one in tried]
     best, scored = max(found, key=lambda item: members.objective(item[1]))
@@ -172,7 +222,7 @@ def chart(rows: Mapping[str, list[dict[str, Any]]], members: Members) -> str | N
     base = members.evaluate(None)
     points = [ChartPoint("base", "base", domain(base), general(base) or 0.0)]
     for name, cells in rows.items():
-        kind = "all_data" if name.startswith("all data") else "merge"
+        kind: Kind = "all_data" if name.startswith("all data") else "merge"
         for cell in cells:
             points += [
                 ChartPoint(
@@ -199,6 +249,7 @@ def main() -> None:
     rows = {"base": [base_cell(panel, full=full)]}
     rows |= {f"expert: {name}": [expert_cell(panel, name, 0, full=full)] for name in EXPERTS}
     rows["all data at once"] = [all_data_cell(members, full=full)]
+    rows["fused vectors (REFINE, 0.35)"] = [fusion_cell(members, full=full)]
     methods = arguments.methods.split(",")
     for method in methods:
         rows[f"merged: {method}"] = [search_cell(members, method, 0, full=full)]

@@ -35,7 +35,13 @@ RECIPE: dict[str, Any] = {
         "forum": {"kinds": ["forum"], "pairs": ["extra.jsonl"], "prompt": "forum: ", "steps": 3},
         "whole": {"kinds": ["claim"], "train": {"adapter": "full", "learning_rate": 0.001}},
     },
-    "merge": {"methods": ["linear", "dare_ties", "breadcrumbs"], "sampler": "random", "trials": 4},
+    "merge": {
+        "methods": ["linear", "dare_ties", "breadcrumbs"],
+        "sampler": "random",
+        "trials": 4,
+        "cocktail_examples": 4,
+        "fusion_curve": True,
+    },
     "evaluate": {"bootstrap_samples": 200, "max_guard_loss": 100, "dev_queries": 20, "dev_documents": 100},
     "examples": [],
 }
@@ -105,7 +111,9 @@ def test_experts_start_from_the_pre_trained_model_and_their_change_counts_it(run
 def test_the_search_tries_the_methods_and_keeps_its_trials(run: Path) -> None:
     choice = read(run / "merge" / "choice.json")
     trials = choice["search"]["trials"]
-    assert len(trials) == 4
+    assert len(trials) == 5
+    assert trials[-1]["recipe"]["method"] == "linear"  # LM-Cocktail's, by the members' losses
+    assert trials[-1]["recipe"]["base_weight"] > 0
     assert {trial["recipe"]["method"] for trial in trials} <= {"linear", "dare_ties", "breadcrumbs"}
     assert set(choice["search"]["base"]["dev"]) == {"dev", "forum"}
     names = {name for one in choice["decision"]["table"] for name in [one["name"]]}
@@ -123,7 +131,8 @@ def test_every_collection_weighs_the_same_in_the_figures_and_stands_in_the_repor
         assert row["ndcg@10"] == pytest.approx((sets["test"][system] + sets["forum"][system]) / 2)
     report = (run / "report" / "report.html").read_text(encoding="utf-8")
     assert "Collection by collection" in report
-    assert report.count("<svg") >= 3  # forest plot, domain against general, learning curves
+    assert "Fused vectors" in report
+    assert report.count("<svg") >= 4  # forest plot, domain against general, lambda, learning curves
 
 
 def test_all_stages_are_there(run: Path) -> None:

@@ -76,7 +76,12 @@ def cocktail_recipe(losses: MemberLosses, *, temperature: float = 1.0, with_base
 
 
 def member_losses(
-    merged: MergedModel, pairs: Sequence[Pair], *, temperature: float = 0.05, token_budget: int = 8192
+    merged: MergedModel,
+    pairs: Sequence[Pair],
+    *,
+    experts: Sequence[str] | None = None,
+    temperature: float = 0.05,
+    token_budget: int = 8192,
 ) -> MemberLosses:
     """Contrastive loss of the base and of each expert alone, on a few example pairs.
 
@@ -87,6 +92,7 @@ def member_losses(
     Args:
         merged: The backbone and its experts.
         pairs: Examples of the target task; the paper takes as few as five.
+        experts: Which of them; ``None``: all.
         temperature: Divides the similarities.
         token_budget: Padded tokens per forward pass.
 
@@ -104,7 +110,7 @@ def member_losses(
         raise DataError(message)
     losses = {}
     try:
-        for expert in merged.experts:
+        for expert in merged.experts if experts is None else experts:
             merged.apply(MergeRecipe(method="task_arithmetic", weights={expert: 1.0}))
             losses[expert] = _loss(merged, pairs, temperature, token_budget)
     finally:

@@ -14,13 +14,15 @@ import numpy as np
 
 from stm_retriever.errors import MergeError
 from stm_training.evaluate.selection import Decision, SelectionRow, choose
+from stm_training.merge.fusion import FusionCurve
 from stm_training.merge.recipe import MergeRecipe
+from stm_training.merge.search.computed import fused, with_cocktail
 from stm_training.merge.search.evaluator import ModelEvaluator, evaluator_for
 from stm_training.merge.search.job import SearchJob
 from stm_training.merge.search.objective import domain, general, guard_losses
 from stm_training.merge.search.pareto import choose_by
 from stm_training.merge.search.processes import Work, search_in_processes
-from stm_training.merge.search.records import Evaluate, SearchResult, Trial, TrialScores
+from stm_training.merge.search.records import SearchResult, Trial, TrialScores
 from stm_training.merge.search.study import search
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
@@ -31,7 +33,7 @@ from stm_training.pipeline.systems import ALL_DATA, BASE, EXPERT, MERGED, Choice
 from stm_training.recipe import Recipe
 from stm_training.report.summary import CandidateSummary
 
-CHOICE = "choice.json"
+CHOICE, FUSION = "choice.json", "fusion.json"
 VECTORS = "vectors"  # of the systems' passages, so that the test queries need no second pass over the corpus
 
 
@@ -78,9 +80,13 @@ def search_and_choose(
             result = search_in_processes(job, make, progress)
         else:
             result = search(job, work.evaluate, surrogate=work.surrogate, progress=progress)
+        result = with_cocktail(result, recipe.merge, members, work.evaluate, dev, job.tolerance)
         best = _best(result, recipe.evaluate.max_guard_loss)
         scores[MERGED] = best.scores
         kept.keep(MERGED, best.recipe, work.evaluate)
+        if recipe.merge.fusion_curve:
+            curve = fused(work.evaluate, best.recipe, dev, guards)
+            (out / FUSION).write_text(curve.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _write(recipe, scores, best.recipe, result, out)
 
 
@@ -104,8 +110,8 @@ class _KeptVectors:
     dev: Sequence[Problem]
     folder: Path
 
-    def keep(self, name: str, merge: MergeRecipe | None, evaluate: Evaluate) -> None:
-        if self.recipe.evaluate.dev_documents is not None or not isinstance(evaluate, ModelEvaluator):
+    def keep(self, name: str, merge: MergeRecipe | None, evaluate: ModelEvaluator) -> None:
+        if self.recipe.evaluate.dev_documents is not None:
             return
         self.folder.mkdir(exist_ok=True)
         vectors = evaluate.vectors(merge)
@@ -212,3 +218,9 @@ def candidates(folder: Path) -> tuple[CandidateSummary, ...]:
     """What was scored in full on development queries and guards."""
     document = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
     return tuple(CandidateSummary.model_validate(one) for one in document["candidates"])
+
+
+def fusion_curve(folder: Path) -> FusionCurve | None:
+    """The lambda curve, where the recipe asked for it."""
+    path = folder / FUSION
+    return FusionCurve.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -13,7 +13,7 @@ from stm_training.merge.recipe import READS
 from stm_training.pipeline.corpus import INFO
 from stm_training.pipeline.evaluation import NDCG, SCORES
 from stm_training.pipeline.experts import RECORD, ExpertPlan
-from stm_training.pipeline.merging import candidates
+from stm_training.pipeline.merging import candidates, fusion_curve
 from stm_training.pipeline.pairs import PAIRS_INFO
 from stm_training.pipeline.settings import base_name
 from stm_training.pipeline.stages import Stage, content_digest
@@ -116,6 +116,7 @@ def summarise(
         experts=tuple(_expert(plan, stages) for plan in plans),
         merge=_merge(choice),
         candidates=candidates(stages["merge"].path),
+        fusion=fusion_curve(stages["merge"].path),
         parity=_parity(parity),
         synthesis=SynthesisSummary(**pairs["synthesis"]) if pairs["synthesis"] else None,
         leakage=LeakageSummary(**pairs["leakage"]),

@@ -11,7 +11,7 @@ from stm_retriever.errors import require
 from stm_training.finetune.history import curves
 from stm_training.report.curves import learning_curves
 from stm_training.report.forest import forest_plot
-from stm_training.report.pareto import ChartPoint, pareto_svg
+from stm_training.report.pareto import ChartPoint, lambda_svg, pareto_svg
 from stm_training.report.summary import RunSummary
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -59,6 +59,7 @@ def render(summary: RunSummary | Mapping[str, Any]) -> str:
         s=summary,
         plot=forest_plot(summary.systems),
         pareto=_pareto(summary),
+        fusion=_fusion(summary),
         curves=_curves(summary),
         longest_list=_LONGEST_LIST,
     )
@@ -78,6 +79,13 @@ def _pareto(summary: RunSummary) -> str | None:
         chosen=next((one.name for one in summary.candidates if one.chosen), None),
         front=[one.name for one in summary.candidates if one.on_front],
     )
+
+
+def _fusion(summary: RunSummary) -> str | None:
+    if summary.fusion is None:
+        return None
+    limit = None if summary.selection is None else summary.selection.max_guard_loss
+    return lambda_svg(summary.fusion, max_guard_loss=limit)
 
 
 def _curves(summary: RunSummary) -> dict[str, str]:

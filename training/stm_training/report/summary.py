@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stm_training.evaluate.compare import SystemResult
 from stm_training.evaluate.selection import Decision
+from stm_training.merge.fusion import FusionCurve
 
 ProvenOn = Literal["user queries", "synthetic queries only"]
 
@@ -147,6 +148,7 @@ class RunSummary(_Record):
     experts: tuple[ExpertSummary, ...] = ()
     merge: MergeSummary | None = None
     candidates: tuple[CandidateSummary, ...] = Field((), description="Scored on dev and guards in full.")
+    fusion: FusionCurve | None = Field(None, description="Fused vectors by lambda, on development queries.")
     parity: ParitySummary | None = None
     synthesis: SynthesisSummary | None = None
     leakage: LeakageSummary | None = None

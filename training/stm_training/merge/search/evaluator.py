@@ -98,7 +98,7 @@ class ModelEvaluator:
         _check_names(dev, guards)
         self.backbone = backbone
         self.experts = tuple(experts)
-        self._merged = MergedModel(backbone, experts)
+        self.merged = MergedModel(backbone, experts)
         self._precision: Precision = precision
         self._known: dict[str, TrialScores] = {}
         self._last: tuple[str, Vectors, Vectors] | None = None  # of the last merge that was scored in full
@@ -185,9 +185,9 @@ class ModelEvaluator:
     ) -> tuple[TrialScores, Vectors, Vectors]:
         began = time.perf_counter()
         if recipe is None:
-            self._merged.restore()
+            self.merged.restore()
         else:
-            self._merged.apply(recipe)
+            self.merged.apply(recipe)
         count, passages = self._sizes
         queries = np.empty((count, self.backbone.dimension), dtype=np.float32)
         documents = np.empty((passages, self.backbone.dimension), dtype=np.float32)
@@ -199,7 +199,9 @@ class ModelEvaluator:
             for vectors, (prepared, rows) in zip((queries, documents), self._prepared[stage], strict=True):
                 vectors[rows] = prepared.encode(self._precision)
             found[stage] = {
-                rows.problem.name: _ndcg(rows.problem, queries[rows.queries], documents[rows.passages])
+                rows.problem.name: ndcg_by_query(
+                    rows.problem, queries[rows.queries], documents[rows.passages]
+                )
                 for rows in self._problems[stage]
             }
             if stop is not None and self._may_stop(stage):
@@ -217,7 +219,7 @@ class ModelEvaluator:
 
     def restore(self) -> None:
         """Put the base's own bytes back."""
-        self._merged.restore()
+        self.merged.restore()
 
     def __enter__(self) -> ModelEvaluator:
         return self
@@ -249,10 +251,11 @@ class _Score:
     problem: Problem
 
     def __call__(self, queries: Vectors, documents: Vectors) -> Mapping[str, float]:
-        return _ndcg(self.problem, queries, documents)
+        return ndcg_by_query(self.problem, queries, documents)
 
 
-def _ndcg(problem: Problem, queries: Vectors, documents: Vectors) -> dict[str, float]:
+def ndcg_by_query(problem: Problem, queries: Vectors, documents: Vectors) -> dict[str, float]:
+    """nDCG@10 by query of a problem's vectors (n, d) and (m, d)."""
     return score_vectors(queries, documents, problem)[NDCG]
 
 

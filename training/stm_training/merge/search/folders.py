@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from stm_training.data.reading import read_beir
+from stm_training.merge.search.computed import with_cocktail
 from stm_training.merge.search.evaluator import evaluator_for
 from stm_training.merge.search.job import SearchJob
 from stm_training.merge.search.processes import Work, search_in_processes
@@ -61,9 +62,14 @@ class FolderSearch:
         )
         make = partial(_work, self)
         if self.settings.processes > 1:
-            return search_in_processes(job, make, progress)
+            result = search_in_processes(job, make, progress)
+        else:
+            with make() as work:
+                result = search(job, work.evaluate, surrogate=work.surrogate, progress=progress)
+        if not self.settings.cocktail_examples:
+            return result
         with make() as work:
-            return search(job, work.evaluate, surrogate=work.surrogate, progress=progress)
+            return with_cocktail(result, self.settings, job.experts, work.evaluate, self.dev, job.tolerance)
 
     def _inputs(self) -> str:
         """A hash of all that decides a score."""

@@ -10,7 +10,15 @@ from pathlib import Path
 from stm_training.merge.search.settings import SearchSection
 
 # What may change between two starts of the same search.
-_NOT_NAMED = {"trials", "processes", "storage", "seed", "max_guard_loss"}
+_NOT_NAMED = {
+    "trials",
+    "processes",
+    "storage",
+    "seed",
+    "max_guard_loss",
+    "cocktail_examples",
+    "fusion_curve",
+}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from stm_training.merge.search.evaluator import ModelEvaluator
 from stm_training.merge.search.job import SearchJob
-from stm_training.merge.search.records import Evaluate, SearchResult
+from stm_training.merge.search.records import SearchResult
 from stm_training.merge.search.study import Progress, search
 from stm_training.merge.search.surrogate import Surrogate
 
@@ -25,7 +26,7 @@ class Work:
         surrogate: Predicts scores, where the settings want it.
     """
 
-    evaluate: Evaluate
+    evaluate: ModelEvaluator
     surrogate: Surrogate | None = None
 
 

@@ -71,6 +71,17 @@ class SearchSection(BaseModel):
         description="Loss on a guard that costs nothing, in nDCG@10 points (0-100); null: the recipe's "
         "evaluate.max_guard_loss.",
     )
+    cocktail_examples: int = Field(
+        0,
+        ge=0,
+        description="LM-Cocktail: also try the linear merge whose weights follow from the members' losses on "
+        "so many development queries (the paper takes 5 examples); 0: not tried.",
+    )
+    fusion_curve: bool = Field(
+        False,
+        description="Also score fused vectors of the base and the best merge by lambda (REFINE), for the "
+        "report: what two encoders at run time would give.",
+    )
     processes: int = Field(1, ge=1, description="Processes that work on the search; each holds a model.")
     storage: str | None = Field(
         None,
@@ -114,6 +125,9 @@ class SearchSection(BaseModel):
                 raise ValueError(message)
         if max(self.weights) == 0:
             message = "weights holds nothing above 0: every merge would be the base"
+            raise ValueError(message)
+        if self.cocktail_examples == 1:
+            message = "cocktail_examples is 1, but one example alone has no other to be told from: 2 or more"
             raise ValueError(message)
         if not all(0 < density <= 1 for density in self.densities):
             message = f"densities must be above 0 and at most 1, found {self.densities}"
