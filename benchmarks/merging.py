@@ -82,8 +82,12 @@ class Members:
         for name, settings in EXPERTS.items():
             folder, _ = adapter(name, 0, settings, lambda name=name: pairs_of(self.panel, name))
             found[name] = full_deltas(folder, base)
-        folder, self.record = adapter(ALL_DATA, 0, all_data_settings(), self._every_pair)
-        return found | {ALL_DATA: full_deltas(folder, base)}
+        return found | {ALL_DATA: full_deltas(self.all_data[0], base)}
+
+    @cached_property
+    def all_data(self) -> tuple[Path, dict[str, Any]]:
+        """The adapter that is trained on every pair, and its training's record."""
+        return adapter(ALL_DATA, 0, all_data_settings(), self._every_pair)
 
     def _every_pair(self) -> list[Pair]:
         return [pair for name in EXPERTS for pair in pairs_of(self.panel, name)]
@@ -147,7 +151,7 @@ def all_data_cell(members: Members, *, full: bool) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         tried = [MergeRecipe(method="task_arithmetic", weights={ALL_DATA: share}) for share in SHARES]
-        return _tuned(members, tried, {"training": members.record})
+        return _tuned(members, tried, {"training": members.all_data[1]})
 
     return STORE.run(
         "all-data" + "-full" * full, {"full": full, "all": all_data_settings().model_dump()}, work
