@@ -11,13 +11,20 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from stm_retriever._version import __version__
 from stm_retriever.atomic_write import flush_folder
 from stm_retriever.errors import ConfigError, DataError, IndexFolderError, StmError
+from stm_retriever.filters import Filter, check_filter
+from stm_retriever.index.compaction import (
+    VACUUM_SHARE,
+    changed_kind,
+    remove_other_stores,
+    save,
+    tuned,
+)
+from stm_retriever.index.live import LiveIndex, cards
 from stm_retriever.index.lock import LOCK_NAME, WriterLock
 from stm_retriever.index.manifest import (
     EmbedderRef,
@@ -26,15 +33,20 @@ from stm_retriever.index.manifest import (
     read_index_manifest,
     write_index_manifest,
 )
-from stm_retriever.index.snapshot import load_snapshot, remove_others, save_snapshot
-from stm_retriever.index.store import STORE_NAME, DocumentStore
-from stm_retriever.index.vectors import Labels, VectorIndex, Vectors, check_kind, new_index
+from stm_retriever.index.ranking import unit_rows
+from stm_retriever.index.reading import Reader
+from stm_retriever.index.rows import hash_of, row_of
+from stm_retriever.index.searching import Found, Searcher, without_vector
+from stm_retriever.index.selecting import select
+from stm_retriever.index.store import DocumentStore, Writer
+from stm_retriever.index.vectors import Vectors, check_kind
 from stm_retriever.types import Document
+
+if TYPE_CHECKING:
+    from stm_retriever.index.kinds import Tuned
 
 logger = logging.getLogger(__name__)
 
-_SPARE = 16
-_ROUNDING = 1e-5  # two float32 inner products of one pair of unit vectors differ by less
 _PAGE = 500
 
 
@@ -44,25 +56,37 @@ class IndexFolder:
     Any number of processes may read while one writes; readers see its commits at their next search.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, read_only: bool = False, device: str = "cpu", mmap: bool = True
+    ) -> None:
         """Open an index folder.
 
+        Args:
+            path: The folder.
+            read_only: Refuse to change it.
+            device: ``"cpu"``, or ``"cuda"`` or ``"cuda:0,1"`` to search a clone of the index on the GPU.
+            mmap: Leave the vectors in their file as long as nothing is added.
+
         Raises:
-            IndexFolderError: If it is missing, damaged beyond repair, or of a newer schema.
+            IndexFolderError: If it is missing, damaged beyond repair, or of a newer or older schema.
         """
+        if device != "cpu":
+            cards(device)  # before anything is opened
         self._path = Path(path).absolute()
         self._read_only = read_only
         self._manifest = read_index_manifest(self._path)
         check_kind(self._manifest.kind)
-        self._store = DocumentStore(self._path / STORE_NAME, dimension=self._manifest.dimension)
-        self._writer = WriterLock(self._path)
-        self._lock = threading.RLock()
+        self._store = DocumentStore(self._path / self._manifest.store, dimension=self._manifest.dimension)
+        self._lock_file = WriterLock(self._path)
+        self._write_lock = threading.RLock()
         self._process = os.getpid()
         self._closed = False
-        self._index: VectorIndex | None = None
-        self._position = 0
+        self._live = LiveIndex(self._path, self._manifest, device=device, mmap=mmap)
+        self._searcher = Searcher(self._path, self._store, self._live, self._check_open)
         try:
-            self._load()
+            with self._store.reading() as reader:
+                self._check_owner(reader)
+                self._live.open(reader)
         except BaseException:
             self._store.close()
             raise
@@ -112,9 +136,14 @@ class IndexFolder:
     def put(self, documents: Sequence[Document], vectors: Vectors) -> int:
         """Insert or replace documents, all in one transaction that is on disk when this returns.
 
+        Documents that are stored already with the same content and vector are left as they are.
+
         Args:
             documents: n documents that ``rows.check_documents`` has passed.
             vectors: float32 (n, dimension), finite and not zero; stored at length 1.
+
+        Returns:
+            n.
 
         Raises:
             ConfigError: If the vectors do not have that shape.
@@ -122,14 +151,39 @@ class IndexFolder:
             IndexFolderError: If another writer is at work, or the disk is full; nothing is written then.
         """
         unit = unit_rows(vectors, rows=len(documents), dimension=self._manifest.dimension)
-        with self._writing():
-            self._store.put(documents, unit)
+        rows = [row_of(document) for document in documents]
+        with self._writing() as writer:
+            writer.put(rows, unit)
         return len(documents)
+
+    def unchanged(self, documents: Sequence[Document]) -> list[bool]:
+        """Tell which documents are stored already just so, and need not be encoded again."""
+        rows = [row_of(document) for document in documents]
+        with self._reading() as reader:
+            known = reader.hashes_of([row[0] for row in rows])
+        return [row[0] in known and known[row[0]][1] == hash_of(row) for row in rows]
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents in one transaction; unknown ids are ignored. Returns how many were there."""
-        with self._writing():
-            return self._store.delete(ids)
+        with self._writing() as writer:
+            return writer.delete(ids)
+
+    def delete_where(self, where: Filter) -> int:
+        """Delete the documents that pass a filter, in one transaction. Returns how many there were.
+
+        Raises:
+            ConfigError: If the filter cannot be used, or is empty, which would delete everything.
+        """
+        check_filter(where)
+        if not where:
+            raise ConfigError(
+                "delete_where got the filter {}, which every document passes. To empty an index make a "
+                "new one, or pass a filter that says so, such as {'$id': {'$exists': True}}."
+            )
+        with self._writing() as writer:
+            labels = select(writer, where).tolist()
+            writer.delete_labels(labels)
+        return len(labels)
 
     def snapshot(self) -> None:
         """Save the vector index, so that the next open need not replay the log; a no-op if it is saved.
@@ -137,203 +191,225 @@ class IndexFolder:
         Raises:
             IndexFolderError: If another writer is at work, or it cannot be written.
         """
-        with self._guard():
-            self._check_writable()
-            self._writer.acquire()
-            with self._store.reading():
-                index = self._catch_up()
-            # Another process may have written a manifest since this one was opened.
-            self._manifest = read_index_manifest(self._path)
-            saved = self._manifest.snapshot
-            if saved is not None and saved.position == self._position and (self._path / saved.file).is_file():
-                return
-            generation = self._manifest.generation + 1
-            ref = save_snapshot(self._path, index, generation=generation, position=self._position)
-            manifest = self._manifest.model_copy(update={"generation": generation, "snapshot": ref})
-            write_index_manifest(self._path, manifest)
-            self._manifest = manifest
-            with self._store.writing():
-                self._store.trim(self._position, ref.sha256)
-            remove_others(self._path, ref.file)
+        with self._changing():
+            self._manifest = save(self._path, self._store, self._live, read_index_manifest(self._path))
+
+    def compact(self) -> None:
+        """Rebuild the vector index where that helps, give disk space back, and save a snapshot.
+
+        Readers go on meanwhile. Also deletes what an earlier re-encoding has left.
+
+        Raises:
+            IndexFolderError: If another writer is at work, or the disk is full; no document is lost.
+        """
+        with self._changing():
+            self._store.tidy(vacuum=self._store.free_share() > VACUUM_SHARE)
+            manifest = read_index_manifest(self._path)
+            self._manifest = save(self._path, self._store, self._live, manifest, rebuild=True)
+            remove_other_stores(self._path, self._manifest.store)
+
+    def change_kind(self, kind: str) -> None:
+        """Build another kind of vector index from the stored vectors; nothing is encoded again.
+
+        Processes that have the folder open keep the old kind in memory until they open it again.
+
+        Raises:
+            ConfigError: If there is no such kind.
+            IndexFolderError: If another writer is at work, or the disk is full; the old kind stays then.
+        """
+        check_kind(kind)
+        with self._changing():
+            manifest = read_index_manifest(self._path)
+            self._manifest = changed_kind(self._path, self._store, self._live, manifest, kind)
+
+    def tune(self, *, recall: float = 0.95, k: int = 10, queries: Vectors | None = None) -> Tuned:
+        """Find search parameters that reach a recall against exact search, and keep them in the manifest.
+
+        Args:
+            recall: The share of the exact top k that an average search must find, in (0, 1].
+            k: How many hits.
+            queries: Real queries' vectors, float32 (n, dimension); None takes vectors of documents.
+
+        Returns:
+            The parameters with recall and p50 as measured.
+        """
+        if queries is not None:
+            queries = unit_rows(queries, rows=len(queries), dimension=self._manifest.dimension)
+        with self._changing():
+            manifest = read_index_manifest(self._path)
+            result, self._manifest = tuned(
+                self._path, self._store, self._live, manifest, recall=recall, k=k, queries=queries
+            )
+        return result
 
     # Reading -----------------------------------------------------------------------------------------------
 
-    def search(self, queries: Vectors, k: int) -> list[list[tuple[Document, float]]]:
+    def search(self, queries: Vectors, k: int, *, where: Filter | None = None) -> list[Found]:
         """Find the nearest documents of each query.
 
         Args:
             queries: float32 (n, dimension), finite and not zero.
             k: How many per query, >= 1; fewer come back from a smaller index.
+            where: Only documents that pass this filter.
 
         Returns:
             Per query (document, cosine similarity), best first, equal ones in order of insertion.
 
         Raises:
-            ConfigError: If the queries do not have that shape.
+            ConfigError: If the queries do not have that shape, or the filter cannot be used.
             DataError: If a query is not finite or zero.
         """
         unit = unit_rows(queries, rows=len(queries), dimension=self._manifest.dimension)
-        with self._guard(), self._store.reading():
-            index = self._catch_up()
-            ranked = _exact_top(index, unit, k)
-            documents = self._store.by_labels(sorted({label for row in ranked for label, _ in row}))
-            return [[(documents[label], score) for label, score in row] for row in ranked]
+        check_filter(where)
+        return self._searcher.dense(unit, k, where)
+
+    def lexical(self, queries: Sequence[str], k: int, *, where: Filter | None = None) -> list[Found]:
+        """Find the documents that share words with each query, ranked by BM25.
+
+        Args:
+            queries: Texts.
+            k: How many per query, at most.
+            where: Only documents that pass this filter.
+
+        Returns:
+            Per query (document, BM25 score), best first, higher is better, all above 0.
+
+        Raises:
+            ConfigError: If the filter cannot be used.
+        """
+        check_filter(where)
+        return self._searcher.lexical(queries, k, where)
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
         """Return the documents with these ids, in that order; None where there is none."""
-        with self._guard(), self._store.reading():
-            found = self._store.by_ids(list(dict.fromkeys(ids)))
+        with self._reading() as reader:
+            found = reader.by_ids(list(dict.fromkeys(ids)))
         return [found.get(given) for given in ids]
 
-    def count(self) -> int:
-        """Count the documents."""
-        with self._guard(), self._store.reading():
-            return self._store.count()
+    def vectors_of(self, ids: Sequence[str]) -> Vectors:
+        """Return stored vectors, float32 (n, dimension), of length 1, in the order of ``ids``.
 
-    def documents(self) -> Iterator[Document]:
-        """Yield every document in order of insertion; writes in between are seen or not, never half."""
-        last = 0
-        while True:
-            with self._guard(), self._store.reading():
-                page = self._store.page(last, _PAGE)
-            if not page:
-                return
-            for label, document in page:
-                last = label
-                yield document
+        Raises:
+            DataError: If there is no document with one of the ids.
+        """
+        with self._reading() as reader:
+            labels = reader.labels_of(list(dict.fromkeys(ids)))
+            for given in ids:
+                if given not in labels:
+                    raise DataError(f"There is no document {given!r} in {str(self._path)!r}. Check the id.")
+            vectors = reader.vectors_under([labels[given] for given in ids])
+        if vectors is None:
+            raise without_vector(self._path)
+        return vectors
+
+    def count(self, *, where: Filter | None = None) -> int:
+        """Count the documents, or those that pass a filter."""
+        check_filter(where)
+        with self._reading() as reader:
+            if not where:
+                return reader.count()
+            return len(self._searcher.selected(reader, where, reader.last_position()))
+
+    def documents(self, *, where: Filter | None = None) -> Iterator[Document]:
+        """Yield every document that passes a filter, in order of insertion.
+
+        Writes in between are seen or not, never half.
+        """
+        check_filter(where)
+        return self._every() if not where else self._every_selected(where)
 
     def close(self) -> None:
         """Save a snapshot if this object wrote, and give everything back. Closing twice is fine."""
-        with self._lock:
+        with self._write_lock:
             if self._closed or self._process != os.getpid():
                 return
             try:
-                if self._writer.held:
+                if self._lock_file.held:
                     self.snapshot()
             except (StmError, OSError) as error:
                 # All documents are committed; an error here would make the caller believe otherwise.
                 logger.warning("%s: closed without a snapshot: %s", self._path, error)
             finally:
                 self._closed = True
-                self._index = None
+                with self._live.gate.alone():
+                    self._live.index = None
                 self._store.close()
-                self._writer.release()
+                self._lock_file.release()
 
     # -------------------------------------------------------------------------------------------------------
 
+    def _every(self) -> Iterator[Document]:
+        last = 0
+        while True:
+            with self._reading() as reader:
+                page = reader.page(last, _PAGE)
+            if not page:
+                return
+            for label, document in page:
+                last = label
+                yield document
+
+    def _every_selected(self, where: Filter) -> Iterator[Document]:
+        with self._reading() as reader:
+            labels = select(reader, where).tolist()
+        for start in range(0, len(labels), _PAGE):
+            with self._reading() as reader:
+                page = reader.by_labels(labels[start : start + _PAGE])
+            yield from (page[label] for label in sorted(page))
+
+    def _check_open(self) -> None:
+        if self._process != os.getpid():
+            raise IndexFolderError(
+                f"The index {str(self._path)!r} was opened in process {self._process} and is used in its "
+                f"fork {os.getpid()}; SQLite files do not survive that. Open it in each process."
+            )
+        if self._closed:
+            raise IndexFolderError(f"The index {str(self._path)!r} is closed. Open it again.")
+
     @contextmanager
-    def _guard(self) -> Iterator[None]:
-        with self._lock:
-            if self._process != os.getpid():
+    def _reading(self) -> Iterator[Reader]:
+        self._check_open()
+        with self._store.reading() as reader:
+            yield reader
+
+    @contextmanager
+    def _writing(self) -> Iterator[Writer]:
+        with self._changing(), self._store.writing() as writer:
+            yield writer
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Be the one writer, of all threads and processes."""
+        with self._write_lock:
+            self._check_open()
+            if self._read_only:
                 raise IndexFolderError(
-                    f"The index {str(self._path)!r} was opened in process {self._process} and is used in its "
-                    f"fork {os.getpid()}; SQLite files do not survive that. Open it in each process."
+                    f"The index {str(self._path)!r} was opened with read_only=True, so it is not changed. "
+                    "Open it without to add or delete."
                 )
-            if self._closed:
-                raise IndexFolderError(f"The index {str(self._path)!r} is closed. Open it again.")
+            if not self._lock_file.held:
+                self._lock_file.acquire()
+                self._check_same_store()
             yield
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._guard():
-            self._check_writable()
-            self._writer.acquire()
-            with self._store.writing():
-                yield
-
-    def _check_writable(self) -> None:
-        if self._read_only:
+    def _check_same_store(self) -> None:
+        """Refuse to write into documents that another process has re-encoded since this one opened them."""
+        store = read_index_manifest(self._path).store
+        if store != self._manifest.store:
+            self._lock_file.release()
             raise IndexFolderError(
-                f"The index {str(self._path)!r} was opened with read_only=True, so it is not changed. "
-                "Open it without to add or delete."
+                f"The index {str(self._path)!r} was re-encoded since it was opened here (its documents "
+                f"are now in {store!r}), so nothing is written to the old ones. Open it again with the new "
+                "model."
             )
 
-    def _load(self) -> None:
-        with self._store.reading():
-            if self._store.index_id() != self._manifest.index_id:
-                raise IndexFolderError(
-                    f"{str(self._path)!r}: {STORE_NAME} belongs to the index {self._store.index_id()!r}, the "
-                    f"manifest to {self._manifest.index_id!r}; files of two indexes were mixed. "
-                    "Restore the folder from a backup, or index the documents again."
-                )
-            snapshot = self._manifest.snapshot
-            # A store put back from a backup is older than the snapshot beside it, and does not know it.
-            if snapshot is not None and snapshot.sha256 == self._store.snapshot_sha256():
-                self._index = load_snapshot(self._path, self._manifest)
-                self._position = snapshot.position
-            if len(self._catch_up()) != self._store.count():
-                logger.warning("%s: snapshot and documents disagree; rebuilding.", self._path)
-                self._index = None
-                if len(self._catch_up()) != self._store.count():
-                    raise IndexFolderError(
-                        f"{str(self._path)!r}: {STORE_NAME} holds {self._store.count()} documents but "
-                        f"{len(self._catch_up())} vectors; the file is damaged. Restore it from a backup, or "
-                        "index the documents again."
-                    )
-
-    def _catch_up(self) -> VectorIndex:
-        """Bring the vector index to the store's state, inside a read transaction."""
-        last = self._store.last_position()
-        index = self._index
-        if index is not None and self._position == last:
-            return index
-        self._index = None  # what an interrupted replay leaves behind is never searched
-        if index is None or self._position > last or self._position < self._store.trimmed_through():
-            index = new_index(self._manifest.kind, self._manifest.dimension)
-            for labels, vectors in self._store.all_vectors():
-                index.add(labels, vectors)
-        else:
-            for changes in self._store.changes_after(self._position):
-                index.remove(changes.removed)
-                index.add(changes.added, changes.vectors)
-        self._index, self._position = index, last
-        return index
-
-
-def unit_rows(vectors: npt.ArrayLike, *, rows: int, dimension: int) -> Vectors:
-    """Return vectors as float32 (rows, dimension), each of length 1.
-
-    Raises:
-        ConfigError: If they have another shape.
-        DataError: If one is not finite or zero, so that it has no direction.
-    """
-    array = np.asarray(vectors, dtype=np.float64)
-    if array.shape != (rows, dimension):
-        raise ConfigError(
-            f"Got vectors of shape {array.shape}, but the index needs {(rows, dimension)}: one row per text, "
-            f"of its model's {dimension} dimensions. Encode with the embedder that the index was made with."
-        )
-    norms = np.linalg.norm(array, axis=1, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-    if len(bad):
-        raise DataError(
-            f"Vector {bad[0]} is zero or not finite, so it is similar to nothing ({len(bad)} of {rows} are). "
-            "Nothing was written. Look at the text that it was made from."
-        )
-    unit: Vectors = (array / norms).astype(np.float32)
-    return unit
-
-
-def _exact_top(index: VectorIndex, queries: Vectors, k: int) -> list[list[tuple[int, float]]]:
-    """The k best labels and scores of each query; ties by label, scores free of how FAISS blocks its sums.
-
-    FAISS gives equal texts scores that differ in the last bit, and breaks ties as it likes. So a few more
-    candidates than k are scored again, and more still while the k-th best ties with the last candidate.
-    """
-    first = min(k + _SPARE, len(index))
-    if first == 0 or len(queries) == 0:
-        return [[] for _ in queries]
-    found = index.search(queries, first)
-    return [_rescored(index, query, labels, k) for query, labels in zip(queries, found, strict=True)]
-
-
-def _rescored(index: VectorIndex, query: Vectors, labels: Labels, k: int) -> list[tuple[int, float]]:
-    while True:
-        scores = index.reconstruct(labels).astype(np.float64) @ query.astype(np.float64)
-        best = np.lexsort((labels, -scores))[:k]
-        if len(labels) == len(index) or scores[best[-1]] > scores.min() + _ROUNDING:
-            return [(int(labels[place]), float(scores[place])) for place in best]
-        labels = index.search(query[None, :], min(2 * len(labels), len(index)))[0]
+    def _check_owner(self, reader: Reader) -> None:
+        if reader.index_id() != self._manifest.index_id:
+            raise IndexFolderError(
+                f"{str(self._path)!r}: {self._manifest.store} belongs to the index {reader.index_id()!r}, "
+                f"the manifest to {self._manifest.index_id!r}; files of two indexes were mixed. "
+                "Restore the folder from a backup, or index the documents again."
+            )
 
 
 def _create_files(path: Path, manifest: IndexManifest) -> None:
@@ -342,7 +418,7 @@ def _create_files(path: Path, manifest: IndexManifest) -> None:
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         partial.chmod(0o755)
-        DocumentStore.create(partial / STORE_NAME, index_id=manifest.index_id)
+        DocumentStore.create(partial / manifest.store, index_id=manifest.index_id)
         (partial / LOCK_NAME).touch()
         write_index_manifest(partial, manifest)
         if path.exists():

@@ -16,8 +16,8 @@ LOCK_NAME = "writer.lock"
 class WriterLock:
     """Held from the first write until :meth:`release`; also keeps out a second writer in this process."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK_NAME
+    def __init__(self, folder: Path, name: str = LOCK_NAME) -> None:
+        self._path = folder / name
         self._file: IO[bytes] | None = None
 
     @property

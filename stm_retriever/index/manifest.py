@@ -13,7 +13,8 @@ from stm_retriever.errors import IndexFolderError
 from stm_retriever.folder import InnerPath
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+STORE_NAME = "documents.sqlite"
+SCHEMA_VERSION = 2
 
 
 class _Strict(BaseModel):
@@ -23,14 +24,15 @@ class _Strict(BaseModel):
 class EmbedderRef(_Strict):
     """The model whose vectors lie in the index, and where it was.
 
-    The path is relative to the index folder where the two share a drive, so that both can be moved together.
+    The path is relative to the index folder where the two share a drive, so that both can be moved together;
+    None for an embedder that is not ours and cannot be loaded from a folder.
     """
 
     name: str
     fingerprint: str
     dimension: int = Field(ge=1)
     variant: str
-    path: str
+    path: str | None = None
     hub_name: str | None = None
     revision: str | None = None
 
@@ -48,7 +50,15 @@ class SnapshotRef(_Strict):
 
 
 class IndexManifest(_Strict):
-    """What ``manifest.json`` holds."""
+    """What ``manifest.json`` holds.
+
+    Attributes:
+        kind: The kind of vector index that was asked for; ``"auto"`` chooses anew at each rebuild.
+        built_kind: The kind that the snapshot has, where that is another one; None for the same.
+        store: The file with documents and vectors; re-encoding writes a new one beside the old.
+        search_parameters: What the tuner found for this kind, for instance ``{"nprobe": 16}``.
+        generation: Raised with each snapshot.
+    """
 
     schema_version: int = SCHEMA_VERSION
     index_id: str
@@ -57,6 +67,9 @@ class IndexManifest(_Strict):
     metric: Literal["cosine"] = "cosine"
     precision: Literal["float32"] = "float32"
     dimension: int = Field(ge=1)
+    built_kind: str | None = None
+    store: InnerPath = STORE_NAME
+    search_parameters: dict[str, int | float] = {}
     generation: int = Field(default=0, ge=0)
     snapshot: SnapshotRef | None = None
     created_by: str
@@ -73,11 +86,15 @@ def write_index_manifest(folder: Path, manifest: IndexManifest) -> None:
     write_bytes_atomically(folder / MANIFEST_NAME, text.encode("utf-8"))
 
 
-def read_index_manifest(folder: Path) -> IndexManifest:
+def read_index_manifest(folder: Path, *, oldest: int = SCHEMA_VERSION) -> IndexManifest:
     """Read and check an index folder's manifest.
 
+    Args:
+        folder: The index folder.
+        oldest: The lowest schema version that is taken.
+
     Raises:
-        IndexFolderError: If folder or manifest are missing, broken, or of a newer schema.
+        IndexFolderError: If folder or manifest are missing, broken, or of a newer or older schema.
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
@@ -102,6 +119,11 @@ def read_index_manifest(folder: Path) -> IndexManifest:
         raise IndexFolderError(
             f"{str(path)!r} has schema version {version}; this stm-retriever reads up to {SCHEMA_VERSION}. "
             "Run: pip install --upgrade stm-retriever"
+        )
+    if isinstance(version, int) and version < oldest:
+        raise IndexFolderError(
+            f"{str(path)!r} has schema version {version}, made by an older stm-retriever; this one reads "
+            f"{SCHEMA_VERSION}. Nothing need be encoded again. Run: stm-train upgrade {folder}"
         )
     try:
         return IndexManifest.model_validate(content)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stm_retriever.errors import ConfigError, DataError
+from stm_retriever.errors import ConfigError, DataError, IndexFolderError
 from stm_retriever.tokenization import check_text
 from stm_retriever.types import Document
 
 Row = tuple[str, str, str, str | None, int | None, int | None]
 """id, text, metadata as JSON, parent_id, start, end."""
+
+HASH_SIZE = 16
+_decode = json.JSONDecoder().decode  # json.loads without its checks of the argument's type
+_LARGEST_BITS = 10_000  # Python's int() refuses texts of more than 4300 digits
+_DEEPEST = 100  # JSON's reader and ours recurse; nobody nests metadata this deep on purpose
 
 
 def check_documents(documents: Iterable[Document]) -> list[Document]:
@@ -64,12 +70,34 @@ def row_of(document: Document) -> Row:
     return document.id, document.text, metadata, document.parent_id, document.start, document.end
 
 
-def document_of(row: Row) -> Document:
-    """Turn a row into a document."""
+def hash_of(row: Row) -> bytes:
+    """Hash all fields of a row, 16 bytes: the same content always has the same one."""
     name, text, metadata, parent_id, start, end = row
-    return Document(
-        id=name, text=text, metadata=json.loads(metadata), parent_id=parent_id, start=start, end=end
-    )
+    # The lengths keep fields apart whatever they contain.
+    head = f"{len(name)},{len(text)},{len(metadata)},{parent_id is None},{start},{end}:"
+    content = f"{head}{name}{text}{metadata}{parent_id or ''}".encode()
+    return hashlib.blake2b(content, digest_size=HASH_SIZE).digest()
+
+
+def document_of(row: Row, stored_hash: bytes) -> Document:
+    """Turn a row into a document.
+
+    Raises:
+        IndexFolderError: If the row is not what was written: a bit has flipped in the file.
+    """
+    name, text, metadata, parent_id, start, end = row
+    try:
+        if hash_of(row) != stored_hash:
+            raise ValueError("its content does not have the hash that was stored with it")
+        values = _decode(metadata) if metadata != "{}" else {}
+        if type(values) is not dict or not (isinstance(name, str) and isinstance(text, str)):
+            raise ValueError("its fields have other types than were written")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise IndexFolderError(
+            f"The document {name!r:.60} in the index is damaged: {error}. Restore the folder from a "
+            "backup, or index the documents again."
+        ) from error
+    return Document(id=name, text=text, metadata=values, parent_id=parent_id, start=start, end=end)
 
 
 def _check_document(document: Document, position: int) -> None:
@@ -101,13 +129,14 @@ def _check_offsets(document: Document, what: str) -> None:
         )
 
 
-def _check_json(value: Any, where: str) -> None:
+def _check_json(value: Any, where: str, depth: int = 0) -> None:
     """JSON would turn keys into strings, and write NaN that no other reader takes; both silently."""
-    if value is None or isinstance(value, (str, bool, int)):
+    if depth > _DEEPEST:
+        raise DataError(f"{where:.60}... is nested deeper than {_DEEPEST} levels. Store it flatter.")
+    if value is None or isinstance(value, (str, bool)):
         return
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise DataError(f"{where} is {value}, which JSON cannot hold. Leave it out or store None.")
+    if isinstance(value, (int, float)):
+        _check_number(value, where)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -115,12 +144,19 @@ def _check_json(value: Any, where: str) -> None:
                     f"{where} has the key {key!r}, a {type(key).__name__}; JSON keys are strings. Pass "
                     "str(key)."
                 )
-            _check_json(inner, f"{where}[{key!r}]")
+            _check_json(inner, f"{where}[{key!r}]", depth + 1)
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
-            _check_json(inner, f"{where}[{number}]")
+            _check_json(inner, f"{where}[{number}]", depth + 1)
     else:
         raise DataError(
             f"{where} is a {type(value).__name__} ({value!r:.60}), which JSON cannot hold. "
             "Store a string, number, bool, None, list or dict; for a date its isoformat()."
         )
+
+
+def _check_number(value: int | float, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where} is {value}, which JSON cannot hold. Leave it out or store None.")
+    if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
+        raise DataError(f"{where} has more than 3000 digits, which Python does not read back. Store a text.")

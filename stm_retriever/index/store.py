@@ -6,74 +6,55 @@ vector index in memory is only ever a replay of what is in here.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stm_retriever.errors import IndexFolderError
-from stm_retriever.index.rows import Row, document_of, row_of
-from stm_retriever.index.vectors import Labels, Vectors
-from stm_retriever.types import Document
+from stm_retriever.filters import flatten
+from stm_retriever.index.connections import connect, first_connection, telling
+from stm_retriever.index.manifest import STORE_NAME
+from stm_retriever.index.reading import CHUNK, Reader
+from stm_retriever.index.rows import Row, hash_of
+from stm_retriever.index.schema import create_tables
+from stm_retriever.index.selecting import name_of
+from stm_retriever.index.vectors import Vectors
 
-STORE_NAME = "documents.sqlite"
+__all__ = ["STORE_NAME", "DocumentStore", "Writer"]
 
-_CHUNK = 500  # SQL variables of one statement
-_BLOCK = 20_000  # vectors in memory at once while replaying
-_SELECT = "SELECT label, id, text, metadata, parent_id, start_offset, end_offset FROM documents "
+_MOST_IDLE = 32  # read connections kept open
+_SAME = 1e-5  # a text encoded in another batch differs by less; such a vector is not written again
 _INSERT = (
-    "INSERT INTO documents (label, id, text, metadata, parent_id, start_offset, end_offset) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO documents (label, id, text, metadata, parent_id, start_offset, end_offset, hash) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-# Labels are never given twice (AUTOINCREMENT): a replaced document gets a new one, so that the log of changes
-# may be replayed from any point on, and the label's order is the order of insertion.
-_TABLES = """
-CREATE TABLE documents (
-    label INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    text TEXT NOT NULL,
-    metadata TEXT NOT NULL,
-    parent_id TEXT,
-    start_offset INTEGER,
-    end_offset INTEGER
-);
-CREATE TABLE vectors (label INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE changes (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
-    label INTEGER NOT NULL,
-    added INTEGER NOT NULL
-);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
-
-
-@dataclass(frozen=True)
-class Changes:
-    """A stretch of the log: labels to remove, then vectors to add, and where the log then stands."""
-
-    position: int
-    removed: Labels
-    added: Labels
-    vectors: Vectors
 
 
 class DocumentStore:
-    """One connection to ``documents.sqlite``. Not thread-safe; callers lock."""
+    """The connections to one ``documents.sqlite``: one that writes, and as many that read as read at once.
+
+    A borrowed reader belongs to its borrower, so reading needs no lock here; callers lock writing.
+    """
 
     def __init__(self, path: Path, *, dimension: int) -> None:
-        self._path = path
+        """Open a store.
+
+        Raises:
+            IndexFolderError: If it is missing, no such file, or damaged so that SQLite cannot read it.
+        """
+        self.path = path
         self._dimension = dimension
-        if not path.is_file():
-            raise IndexFolderError(
-                f"{str(path)!r} is missing, and with it all documents. Restore it from a backup, or index "
-                "the documents again."
-            )
-        with self._telling():
-            self._connection = _connect(path)
+        self._closed = False
+        self._writer: Writer | None = None
+        with telling(path):
+            connection, self._options = first_connection(path)
+        self._idle = deque([Reader(connection, dimension=dimension)])
 
     @staticmethod
     def create(path: Path, *, index_id: str) -> None:
@@ -82,214 +63,220 @@ class DocumentStore:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-            connection.executescript("BEGIN;" + _TABLES + "COMMIT;")
-            connection.execute("INSERT INTO facts VALUES ('index_id', ?)", (index_id,))
+            create_tables(connection, index_id=index_id)
         finally:
             connection.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connections; those that another thread still reads with, as soon as it is done."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().connection.close()
+        if self._writer is not None:
+            self._writer.connection.close()
+            self._writer = None
+
+    def take(self) -> Reader:
+        """Borrow a reader; give it back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Reader(connect(self.path, self._options), dimension=self._dimension)
+
+    def give_back(self, reader: Reader) -> None:
+        """Return a borrowed reader."""
+        if reader.connection.in_transaction:
+            reader.connection.execute("ROLLBACK")
+        if self._closed or len(self._idle) >= _MOST_IDLE:
+            reader.connection.close()
+        else:
+            self._idle.append(reader)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """All reads inside see one state of the store."""
-        with self._telling(), self._transaction("BEGIN"):
-            yield
+    def borrowed(self) -> Iterator[Reader]:
+        """A reader, each of whose queries sees the newest commit."""
+        with telling(self.path):
+            reader = self.take()
+            try:
+                yield reader
+            finally:
+                self.give_back(reader)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def reading(self) -> Iterator[Reader]:
+        """A reader, all of whose queries see one state of the store."""
+        with self.borrowed() as reader, reader.consistent():
+            yield reader
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
         """All writes inside come into effect together and durably at the end, or not at all."""
-        with self._telling(), self._transaction("BEGIN IMMEDIATE"):
-            yield
+        with telling(self.path), self.writer().transaction():
+            yield self.writer()
 
-    # Reading -----------------------------------------------------------------------------------------------
+    def writer(self) -> Writer:
+        """The one connection that writes."""
+        if self._writer is None:
+            self._writer = Writer(connect(self.path, self._options), dimension=self._dimension)
+        return self._writer
+
+    def tidy(self, *, vacuum: bool) -> None:
+        """Merge the word index, give free pages back if asked, and empty the write-ahead log."""
+        with telling(self.path):
+            execute = self.writer().connection.execute
+            execute("INSERT INTO words (words) VALUES ('optimize')")
+            if vacuum:
+                execute("VACUUM")
+            execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def free_share(self) -> float:
+        """Return the share of the file's pages that hold nothing."""
+        with self.borrowed() as reader:
+            free = reader.connection.execute("PRAGMA freelist_count").fetchone()[0]
+            pages = reader.connection.execute("PRAGMA page_count").fetchone()[0]
+        return float(free / max(pages, 1))
 
     def index_id(self) -> str:
         """Return the id that the folder's manifest must carry too."""
-        return self._fact("index_id", "")
-
-    def snapshot_sha256(self) -> str:
-        """Return the hash of the last snapshot that was made from this store; empty for none."""
-        return self._fact("snapshot", "")
+        with self.borrowed() as reader:
+            return reader.index_id()
 
     def count(self) -> int:
         """Count the documents."""
-        return int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        with self.borrowed() as reader:
+            return reader.count()
 
     def last_position(self) -> int:
         """Return the position of the newest change, also when the log has been trimmed since; 0 for none."""
-        return self._sequence("changes")
+        with self.borrowed() as reader:
+            return reader.last_position()
 
-    def trimmed_through(self) -> int:
-        """Return the last position that is no longer in the log."""
-        return int(self._fact("trimmed", "0"))
 
-    def changes_after(self, position: int) -> Iterator[Changes]:
-        """Yield the log behind ``position`` in stretches, oldest first."""
-        statement = (
-            "SELECT position, changes.label, added, vector FROM changes "
-            "LEFT JOIN vectors ON added AND vectors.label = changes.label "
-            "WHERE position > ? ORDER BY position LIMIT ?"
-        )
-        while rows := self._connection.execute(statement, (position, _BLOCK)).fetchall():
-            position = rows[-1][0]
-            # An added label without a vector was removed again later on.
-            added = [
-                (label, vector) for _, label, is_added, vector in rows if is_added and vector is not None
-            ]
-            removed = [label for _, label, is_added, _ in rows if not is_added]
-            yield Changes(position, np.array(removed, np.int64), *self._arrays(added))
+class Writer(Reader):
+    """Changes, inside one transaction; its reads see what it has changed."""
 
-    def all_vectors(self) -> Iterator[tuple[Labels, Vectors]]:
-        """Yield every label and vector in blocks, in order of insertion."""
-        last = 0
-        statement = "SELECT label, vector FROM vectors WHERE label > ? ORDER BY label LIMIT ?"
-        while rows := self._connection.execute(statement, (last, _BLOCK)).fetchall():
-            last = rows[-1][0]
-            yield self._arrays(rows)
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
 
-    def by_labels(self, labels: Sequence[int]) -> dict[int, Document]:
-        """Return the documents under these labels."""
-        rows = self._select_in(_SELECT + "WHERE label IN", labels)
-        return {row[0]: document_of(row[1:]) for row in rows}
-
-    def by_ids(self, ids: Sequence[str]) -> dict[str, Document]:
-        """Return the documents with these ids."""
-        rows = self._select_in(_SELECT + "WHERE id IN", ids)
-        return {row[1]: document_of(row[1:]) for row in rows}
-
-    def page(self, after: int, size: int) -> list[tuple[int, Document]]:
-        """Return the next documents behind a label, in order of insertion."""
-        statement = _SELECT + "WHERE label > ? ORDER BY label LIMIT ?"
-        rows = self._connection.execute(statement, (after, size)).fetchall()
-        return [(row[0], document_of(row[1:])) for row in rows]
-
-    # Writing, inside writing() -----------------------------------------------------------------------------
-
-    def put(self, documents: Sequence[Document], vectors: Vectors) -> None:
-        """Insert documents, replacing those with the same ids.
+    def put(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Insert documents, replacing those with the same ids, unless they are there already just so.
 
         Args:
-            documents: n checked documents with distinct ids.
+            rows: n checked documents with distinct ids, as rows.
             vectors: float32 (n, dimension), of length 1.
         """
-        self.delete([document.id for document in documents])
-        first = self._sequence("documents") + 1
-        labels = range(first, first + len(documents))
-        rows: Iterator[tuple[int, *Row]] = (
-            (label, *row_of(document)) for label, document in zip(labels, documents, strict=True)
+        hashes = [hash_of(row) for row in rows]
+        old = self.hashes_of([row[0] for row in rows])
+        same = self._same(rows, hashes, vectors, old)
+        self.delete_labels([old[row[0]][0] for row in rows if row[0] in old and row[0] not in same])
+        fresh = [place for place, row in enumerate(rows) if row[0] not in same]
+        first = self.sequence("documents") + 1
+        labels = {place: first + number for number, place in enumerate(fresh)}
+        self.insert([(labels[place], rows[place], hashes[place], vectors[place]) for place in fresh])
+
+    def insert(self, new: Sequence[tuple[int, Row, bytes, Vectors]]) -> None:
+        """Insert rows, each with a label that was never given, its hash and its vector."""
+        execute = self.connection.executemany
+        execute(_INSERT, ((label, *row, digest) for label, row, digest, _ in new))
+        execute(
+            "INSERT INTO vectors (label, vector, checksum) VALUES (?, ?, ?)",
+            ((label, blob, zlib.crc32(blob)) for label, blob in ((item[0], _blob(item[3])) for item in new)),
         )
-        blobs = ((label, _blob(vector)) for label, vector in zip(labels, vectors, strict=True))
-        execute = self._connection.executemany
-        execute(_INSERT, rows)
-        execute("INSERT INTO vectors (label, vector) VALUES (?, ?)", blobs)
-        execute("INSERT INTO changes (label, added) VALUES (?, 1)", ((label,) for label in labels))
+        execute("INSERT INTO changes (label, added) VALUES (?, 1)", ((item[0],) for item in new))
+        execute(
+            "INSERT INTO words (rowid, text) VALUES (?, ?)", ((label, row[1]) for label, row, _, _ in new)
+        )
+        execute(
+            "INSERT OR IGNORE INTO attributes (key, type, value, label) VALUES (?, ?, ?, ?)",
+            self._attributes([(label, row[2]) for label, row, _, _ in new]),
+        )
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents; unknown ids are ignored. Returns how many were there."""
-        found = self._select_in("SELECT label FROM documents WHERE id IN", list(dict.fromkeys(ids)))
-        execute = self._connection.executemany
-        execute("DELETE FROM documents WHERE label = ?", found)
-        execute("DELETE FROM vectors WHERE label = ?", found)
-        execute("INSERT INTO changes (label, added) VALUES (?, 0)", found)
-        return len(found)
+        labels = list(self.labels_of(list(dict.fromkeys(ids))).values())
+        self.delete_labels(labels)
+        return len(labels)
+
+    def delete_labels(self, labels: Sequence[int]) -> None:
+        """Delete the documents under labels that are there."""
+        for start in range(0, len(labels), CHUNK):
+            self._delete_chunk(labels[start : start + CHUNK])
 
     def trim(self, through: int, snapshot: str) -> None:
         """Forget the changes up to a position, which the snapshot with that hash now holds."""
-        self._connection.execute("DELETE FROM changes WHERE position <= ?", (through,))
-        facts = (("trimmed", str(through)), ("snapshot", snapshot))
-        self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts)
+        self.connection.execute("DELETE FROM changes WHERE position <= ?", (through,))
+        self.set_fact("trimmed", str(through))
+        self.set_fact("snapshot", snapshot)
 
-    # -------------------------------------------------------------------------------------------------------
+    def set_fact(self, name: str, value: str) -> None:
+        """Note something about the store."""
+        self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
-    def _fact(self, name: str, default: str) -> str:
-        row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return str(row[0]) if row else default
+    def set_sequence(self, table: str, value: int) -> None:
+        """Let a table's AUTOINCREMENT go on behind a number."""
+        self.connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        self.connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, value))
 
-    def _sequence(self, table: str) -> int:
-        row = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
-        return int(row[0]) if row else 0
+    def _same(
+        self,
+        rows: Sequence[Row],
+        hashes: Sequence[bytes],
+        vectors: Vectors,
+        old: Mapping[str, tuple[int, bytes]],
+    ) -> set[str]:
+        """Ids of rows that are stored already with this content and, up to rounding, this vector."""
+        places = [
+            place
+            for place, row in enumerate(rows)
+            if row[0] in old and bytes(old[row[0]][1]) == hashes[place]
+        ]
+        stored = self.vectors_under([old[rows[place][0]][0] for place in places])
+        if stored is None:
+            return set()
+        near = np.abs(stored - vectors[places]).max(axis=1, initial=0.0) <= _SAME
+        return {rows[place][0] for place, is_near in zip(places, near, strict=True) if is_near}
 
-    def _select_in(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = []
-        for start in range(0, len(values), _CHUNK):
-            chunk = list(values[start : start + _CHUNK])
-            marks = ",".join("?" * len(chunk))
-            rows.extend(self._connection.execute(f"{statement} ({marks})", chunk).fetchall())
-        return rows
+    def _delete_chunk(self, labels: Sequence[int]) -> None:
+        # FTS5 and the attributes must be told what they hold of a document; both follow from it.
+        rows = self.select_in("SELECT label, text, metadata FROM documents WHERE label IN", labels)
+        execute = self.connection.executemany
+        execute(
+            "INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)",
+            ((label, text) for label, text, _ in rows),
+        )
+        execute(
+            "DELETE FROM attributes WHERE key = ? AND type = ? AND value = ? AND label = ?",
+            self._attributes([(label, metadata) for label, _, metadata in rows]),
+        )
+        found = [(label,) for label, _, _ in rows]
+        execute("DELETE FROM documents WHERE label = ?", found)
+        execute("DELETE FROM vectors WHERE label = ?", found)
+        execute("INSERT INTO changes (label, added) VALUES (?, 0)", found)
 
-    def _arrays(self, rows: Sequence[tuple[int, bytes]]) -> tuple[Labels, Vectors]:
-        size = 4 * self._dimension
-        for label, blob in rows:
-            if len(blob) != size:
-                raise IndexFolderError(
-                    f"{str(self._path)!r}: the vector with label {label} has {len(blob)} bytes instead of "
-                    f"{size}; the file is damaged. Restore it from a backup, or index the documents again."
-                )
-        labels = np.array([label for label, _ in rows], np.int64)
-        joined = b"".join(blob for _, blob in rows)
-        vectors = np.frombuffer(joined, "<f4").reshape(len(rows), self._dimension).astype(np.float32)
-        return labels, vectors
+    def _attributes(self, rows: Sequence[tuple[int, str]]) -> Iterator[tuple[int, int, Any, int]]:
+        """Yield (key, type, value, label) of every value in the metadata of (label, metadata as JSON)."""
+        numbers: dict[str, int] = {}
+        for label, metadata in rows:
+            if metadata == "{}":
+                continue
+            for name, (kind, value) in flatten(json.loads(metadata)):
+                if name not in numbers:
+                    numbers[name] = self._key(name)
+                yield numbers[name], kind, value, label
 
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
-        self._connection.execute(begin)
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise IndexFolderError(
-                f"{str(self._path)!r}: SQLite says {error!s:.200}. What was acknowledged before is kept, "
-                f"this call changed nothing. {_remedy(str(error))}"
-            ) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = _open(path, "")
-        connection.execute("SELECT count(*) FROM facts").fetchone()
-    except sqlite3.OperationalError:
-        # A folder that may only be read, as in a container image, cannot hold SQLite's shared-memory file.
-        # Reading the main file alone is right only if no write-ahead log is left beside it.
-        log = path.with_name(path.name + "-wal")
-        if log.exists() and log.stat().st_size > 0:
-            raise
-        connection = _open(path, "?immutable=1")
-        connection.execute("SELECT count(*) FROM facts").fetchone()
-    return connection
-
-
-def _open(path: Path, options: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path.absolute().as_uri() + options,
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=30.0,
-    )
-    for pragma in ("synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON", "trusted_schema=OFF"):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
-
-
-def _remedy(message: str) -> str:
-    if "full" in message:
-        return "Free disk space and call again."
-    if "readonly" in message or "unable to open" in message:
-        return "Make the folder and its files writable for this user."
-    if "locked" in message:
-        return "Another program holds the file; close it and call again."
-    return "If it stays, the file is damaged: restore it from a backup, or index the documents again."
+    def _key(self, name: str) -> int:
+        given = (name_of(name),)
+        self.connection.execute("INSERT OR IGNORE INTO keys (name) VALUES (?)", given)
+        return int(self.connection.execute("SELECT key FROM keys WHERE name = ?", given).fetchone()[0])
 
 
 def _blob(vector: Vectors) -> bytes:

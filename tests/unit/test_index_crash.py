@@ -16,6 +16,7 @@ import pytest
 
 from stm_retriever import Document, Embedder, Retriever
 from stm_retriever.index import folder as index_folder
+from stm_retriever.index import live
 from stm_retriever.index.snapshot import load_snapshot
 
 WRITER = """
@@ -152,7 +153,7 @@ def test_an_unchanged_index_loads_its_snapshot_and_replays_nothing(
     def rebuilt(*_: object) -> None:
         raise AssertionError("rebuilt, although the snapshot is good")
 
-    monkeypatch.setattr(index_folder, "new_index", rebuilt)
+    monkeypatch.setattr(live, "new_index", rebuilt)
     before = {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}
     with Retriever.open(saved) as retriever:
         assert len(retriever.search("sea", k=100)) == 50
@@ -162,9 +163,9 @@ def test_an_unchanged_index_loads_its_snapshot_and_replays_nothing(
 def test_a_snapshot_and_the_log_behind_it_give_what_a_rebuild_gives(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stm_retriever.index import store
+    from stm_retriever.index import reading
 
-    monkeypatch.setattr(store, "_BLOCK", 7)
+    monkeypatch.setattr(reading, "_BLOCK", 7)
     with Retriever.open(saved) as retriever:
         retriever.delete([f"d{number}" for number in range(0, 50, 3)])
         retriever.add([Document(id=f"d{number}", text=f"heart {number}") for number in range(20, 40)])
@@ -187,7 +188,7 @@ def test_only_the_newest_snapshot_stays_and_the_log_is_trimmed(saved: Path) -> N
         assert manifest["generation"] == generation
         assert [path.name for path in saved.glob("vectors-*")] == [f"vectors-{generation}.faiss"]
     with Retriever.open(saved) as retriever:
-        connection = retriever._index._store._connection
+        connection = retriever._index._store.writer().connection
         assert connection.execute("SELECT count(*) FROM changes").fetchone()[0] == 0
         assert retriever.count() == 50
 

@@ -155,7 +155,7 @@ def _write(name: str, data: bytes) -> Callable[[Path], None]:
         (lambda index: _edit(index, index_id="other"), "files of two indexes were mixed"),
         (_remove("documents.sqlite"), r"documents\.sqlite.*is missing"),
         (_write("documents.sqlite", b"not a database, but as long as one would be" * 100), "SQLite says"),
-        (_write("documents.sqlite", b""), "SQLite says"),
+        (_write("documents.sqlite", b""), "does not hold the tables of an index"),
     ],
 )
 def test_damage_beyond_repair_is_a_typed_error(
@@ -230,16 +230,16 @@ def test_read_only_refuses_to_write(index: Path) -> None:
 def test_an_index_on_a_read_only_file_system_is_searched(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stm_retriever.index import store
+    from stm_retriever.index import connections
 
-    real = store._open
+    real = connections._open
 
     def open_read_only(path: Path, options: str) -> Any:
         if "immutable" not in options:
             raise sqlite3.OperationalError("unable to open database file")
         return real(path, options)
 
-    monkeypatch.setattr(store, "_open", open_read_only)
+    monkeypatch.setattr(connections, "_open", open_read_only)
     with Retriever.open(index) as retriever:
         assert retriever.search("red apple", k=1)[0].id == "a"
     # With a log left beside it the main file alone would lack acknowledged documents.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stm_retriever import ConfigError, DataError, Document, Retriever
-from stm_retriever.index.folder import _exact_top
+from stm_retriever.index.ranking import exact_top
 from stm_retriever.index.vectors import Labels, VectorIndex, Vectors
 from tests.tiny_retriever import WORDS
 
@@ -66,9 +66,11 @@ class BackwardIndex:
     def __len__(self) -> int:
         return len(self._vectors)
 
-    def search(self, queries: Vectors, k: int) -> Labels:
+    candidates_factor = 1
+
+    def search(self, queries: Vectors, k: int, *, allowed: Labels | None = None) -> list[Labels]:
         scores = queries @ self._vectors.T
-        return np.array([np.lexsort((-np.arange(len(self)), -row))[:k] for row in scores])
+        return [np.lexsort((-np.arange(len(self)), -row))[:k] for row in scores]
 
     def reconstruct(self, labels: Labels) -> Vectors:
         return self._vectors[labels]
@@ -80,7 +82,7 @@ def test_ties_go_by_insertion_whatever_the_vector_index_prefers() -> None:
     vectors[7] = [0.6, 0.8, 0, 0]
     query = np.array([[0.8, 0.6, 0, 0], [1, 0, 0, 0]], np.float32)
     index = cast(VectorIndex, BackwardIndex(vectors))
-    first, second = _exact_top(index, query, 3)
+    first, second = exact_top(index, query, 3, stored=lambda labels: None)
     assert [label for label, _ in first] == [7, 0, 1]
     assert [score for _, score in first] == pytest.approx([0.96, 0.8, 0.8])
     assert [label for label, _ in second] == [0, 1, 2]

@@ -140,7 +140,7 @@ def test_vectors_that_do_not_fit_are_errors_and_nothing_is_written(empty_retriev
 
 def test_a_full_disk_is_a_typed_error_and_changes_nothing(empty_retriever: Retriever) -> None:
     empty_retriever.add([A, B])
-    connection = empty_retriever._index._store._connection
+    connection = empty_retriever._index._store.writer().connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     many = [Document(id=f"n{number}", text=f"sea {number}" * 50) for number in range(300)]
@@ -157,7 +157,7 @@ def test_an_interrupted_replay_is_never_searched(
 ) -> None:
     empty_retriever.add([A])
     empty_retriever.search("apple")
-    index = empty_retriever._index._index
+    index = empty_retriever._index._live.index
     assert index is not None
     empty_retriever.add([B, C])
     empty_retriever.delete(["a"])

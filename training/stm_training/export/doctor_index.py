@@ -8,7 +8,7 @@ from pathlib import Path
 from stm_retriever.errors import StmError
 from stm_retriever.folder import SERVING_FILES, read_manifest, resolve_folder, sha256_file
 from stm_retriever.index.manifest import EmbedderRef, IndexManifest, read_index_manifest
-from stm_retriever.index.store import STORE_NAME, DocumentStore
+from stm_retriever.index.store import DocumentStore
 from stm_training.export.findings import Finding, ok, problem, warning
 
 _INDEX_AGAIN = (
@@ -32,7 +32,7 @@ def check_index(folder: Path) -> list[Finding]:
             f"{manifest.embedder}, generation {manifest.generation}"
         )
     ]
-    findings += _check_store(folder / STORE_NAME, manifest)
+    findings += _check_store(folder / manifest.store, manifest)
     findings += _check_snapshot(folder, manifest)
     findings += _check_embedder(folder, manifest)
     return findings
@@ -97,6 +97,13 @@ def _check_snapshot(folder: Path, manifest: IndexManifest) -> list[Finding]:
 
 def _check_embedder(folder: Path, manifest: IndexManifest) -> list[Finding]:
     recorded = manifest.embedder
+    if recorded.path is None and recorded.hub_name is None:
+        return [
+            ok(
+                f"its vectors are of {recorded.name!r}, which is no retriever folder and cannot be checked "
+                f"here; pass it: Retriever.open({str(folder)!r}, embedder=...)"
+            )
+        ]
     path = _model_folder(folder, recorded)
     pass_it = f"pass the model: Retriever.open({str(folder)!r}, embedder=Embedder.load(FOLDER))"
     if path is None:
@@ -126,9 +133,10 @@ def _check_embedder(folder: Path, manifest: IndexManifest) -> list[Finding]:
 
 def _model_folder(folder: Path, recorded: EmbedderRef) -> Path | None:
     """Where the retriever would find the model, or None; nothing is downloaded."""
-    path = (folder.resolve() / recorded.path).resolve()
-    if path.is_dir():
-        return path
+    if recorded.path is not None:
+        path = (folder.resolve() / recorded.path).resolve()
+        if path.is_dir():
+            return path
     if recorded.hub_name is None:
         return None
     try:

@@ -1,0 +1,87 @@
+"""``stm-train reindex``: the documents of an index, encoded again with another model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+from stm_retriever import Embedder
+from stm_retriever.errors import ConfigError
+from stm_retriever.index.manifest import EmbedderRef
+from stm_retriever.index.reindex import reindex
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "reindex",
+        help="encode an index's documents again with another model",
+        description="Encode every document of an index folder with another retriever folder. The index is "
+        "searched and written with the old model until all is done; then the folder is the new model's, and "
+        "programs that open it again need that model. After an interruption the same command goes on.",
+    )
+    parser.add_argument("index", help="index folder")
+    parser.add_argument("--model", required=True, help="retriever folder of the new model")
+    parser.add_argument("--variant", default="fp32", help="which ONNX file of the model (default: fp32)")
+    parser.add_argument("--kind", help="another kind of vector index (default: as it is)")
+    parser.add_argument("--batch", type=int, default=256, help="documents per transaction (default: 256)")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait at the end for another writer to close the index (default: 60)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Re-encode the index."""
+    if arguments.batch < 1:
+        raise ConfigError(f"--batch is {arguments.batch}; a transaction needs at least one document.")
+    embedder = Embedder.load(arguments.model, variant=arguments.variant)
+    # It would say for each batch how many texts are cut off.
+    logging.getLogger("stm_retriever.embedder").setLevel(logging.ERROR)
+    index = Path(arguments.index)
+    from tqdm import tqdm  # comes with tokenizers, through huggingface-hub
+
+    with tqdm(unit="document", desc="encoding", disable=None) as bar:
+
+        def report(done: int, left: int) -> None:
+            bar.total = done + max(left, 0)
+            bar.update(done - bar.n)
+
+        result = reindex(
+            index,
+            embedder=_reference(embedder, index),
+            encode=embedder.encode_document,
+            kind=arguments.kind,
+            block=arguments.batch,
+            wait=arguments.wait,
+            report=report,
+        )
+    if result.kept:
+        print(f"{result.kept} documents had been encoded before the interruption.")
+    print(f"{result.encoded} documents encoded; {arguments.index} now belongs to {embedder.name!r}.")
+    print(f"Once every program has opened it again, free the old file: stm-train compact {arguments.index}")
+    return 0
+
+
+def _reference(embedder: Embedder, index: Path) -> EmbedderRef:
+    try:
+        path = Path(os.path.relpath(embedder.path.resolve(), index.resolve())).as_posix()
+    except ValueError:  # another drive, on Windows
+        path = embedder.path.resolve().as_posix()
+    return EmbedderRef(
+        name=embedder.name,
+        fingerprint=embedder.fingerprint,
+        dimension=embedder.dimension,
+        variant=embedder.variant,
+        path=path,
+        hub_name=embedder.hub_name,
+        revision=embedder.revision,
+    )
