@@ -35,7 +35,17 @@ PEERS: dict[str, tuple[str, ...]] = {
         "accelerate==1.15.0",
     ),
     "mergekit": ("mergekit==0.1.5",),
+    "fastembed": ("fastembed>=0.7,<1",),
+    "langchain-huggingface": ("langchain-huggingface>=1.2,<2", "sentence-transformers==6.2.0"),
+    "llama-index-embeddings-huggingface": (
+        "llama-index-embeddings-huggingface>=0.6,<1",
+        "sentence-transformers==6.2.0",
+    ),
 }
+# Peers that cap libraries below the project's own versions share those alone that speed depends on.
+SHARED = frozenset({"numpy", "onnxruntime", "safetensors", "sentence-transformers", "torch", "transformers"})
+CAPPING = frozenset({"fastembed", "langchain-huggingface", "llama-index-embeddings-huggingface"})
+WITHOUT_TORCH = frozenset({"fastembed"})
 _STAMP = ".made-for"
 
 
@@ -43,6 +53,11 @@ def python_of(peer: str) -> Path:
     """The interpreter of a peer's environment, whether it is there or not."""
     place = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
     return (FOLDER / peer).joinpath(*place)
+
+
+def is_made(peer: str) -> bool:
+    """Whether a peer's environment was made to the end."""
+    return (FOLDER / peer / _STAMP).is_file()
 
 
 def make(peer: str, *, fresh: bool = False) -> bool:
@@ -64,11 +79,13 @@ def make(peer: str, *, fresh: bool = False) -> bool:
         return False
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    _install(peer, TORCH)
+    torch = () if peer in WITHOUT_TORCH else (TORCH,)
+    if torch:
+        _install(peer, *torch)
     # The project's own versions for what both sides share, so that they differ in their own code alone.
-    _install(
-        peer, "--constraint", str(ROOT / "constraints.txt"), TORCH, *PEERS[peer], "--editable", str(ROOT)
-    )
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(_constraints(peer)), encoding="utf-8")
+    _install(peer, "--constraint", str(constraints), *torch, *PEERS[peer], "--editable", str(ROOT))
     stamp.write_text(_key(peer), encoding="utf-8")
     return True
 
@@ -100,9 +117,18 @@ def _install(peer: str, *requirements: str) -> None:
     subprocess.run([*command, *requirements], check=True, cwd=ROOT)
 
 
+def _constraints(peer: str) -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    if peer not in CAPPING:
+        return lines
+    return [line for line in lines if line.partition("==")[0].lower() in SHARED]
+
+
 def _key(peer: str) -> str:
     """What the environment was made from: requirements, the shared versions, our own, the interpreter."""
     digest = hashlib.sha256("\n".join((TORCH, *PEERS[peer], sys.version)).encode())
+    if peer in CAPPING:
+        digest.update(" ".join(sorted(SHARED)).encode())
     for file in ("constraints.txt", "pyproject.toml"):
         digest.update((ROOT / file).read_bytes())
     return digest.hexdigest()

@@ -26,6 +26,7 @@ from stm_retriever.types import Document, Hit
 
 if TYPE_CHECKING:
     from stm_retriever.embedder import Embedder
+    from stm_retriever.encoding.pool import EmbedderPool
     from stm_retriever.retriever import Retriever
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "Document",
     "Embedder",
+    "EmbedderPool",
     "ExportParityError",
     "Hit",
     "IndexFolderError",
@@ -55,6 +57,10 @@ def __getattr__(name: str) -> Any:
         from stm_retriever.embedder import Embedder
 
         return Embedder
+    if name == "EmbedderPool":
+        from stm_retriever.encoding.pool import EmbedderPool
+
+        return EmbedderPool
     if name == "Retriever":
         from stm_retriever.retriever import Retriever
 

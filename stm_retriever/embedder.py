@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import copy
 import os
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from stm_retriever.errors import ArtifactMismatchError, ModelFolderError
-from stm_retriever.folder import (
-    SERVING_FILES,
-    TOKENIZER_NAME,
-    Manifest,
-    Prompts,
-    read_manifest,
-    resolve_folder,
-    variant_file,
+from stm_retriever.encoding.precision import (
+    Precision,
+    Vectors,
+    check_dimension,
+    check_precision,
+    stored_shape,
+    to_stored,
+    unit,
 )
-from stm_retriever.onnx_session import Device, open_session
-from stm_retriever.tokenization import Ids, TextTokenizer, check_texts, token_budget_batches
+from stm_retriever.encoding.progress import Progress, Reporter
+from stm_retriever.encoding.windows import Window, tokenised, warn_truncated, windows
+from stm_retriever.errors import ArtifactMismatchError
+from stm_retriever.folder import SERVING_FILES, Manifest, Prompts, read_manifest, resolve_folder
+from stm_retriever.onnx_session import Device
+from stm_retriever.tokenization import TextTokenizer, check_texts
 from stm_retriever.types import Role
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from stm_retriever.encoding.engines import EngineName
+    from stm_retriever.encoding.opening import Opened
 
-logger = logging.getLogger(__name__)
+__all__ = ["Embedder", "Precision", "Progress", "Vectors"]
 
-Vectors = npt.NDArray[np.float32]
-Progress = bool | Callable[[int, int], None]
-"""True writes a line to stderr; a function is called with (texts done, texts in all)."""
+WINDOW = 1024
+"""Texts that are tokenised, sorted by length and encoded together."""
+_ASYNC_CALLS = 4
 
-_INPUTS = {"input_ids", "attention_mask"}
-_OUTPUT = "sentence_embedding"
-# On a CPU short batches are the fastest per text; a GPU wants to be filled.
-_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
-# Dynamic int8 scales activations over the whole batch, so a text's vector would depend on its batch mates.
-# Variants that are not known to be free of that run one text at a time.
-_BATCH_INVARIANT = {"fp32", "fp16", "bf16", "w8"}
-_WINDOW = 8192
-
-
-class _Loaded(NamedTuple):
-    session: InferenceSession
-    tokenizer: TextTokenizer
-    process: int
-
-
-_OF_THE_PARENT: list[_Loaded] = []
+_OF_THE_PARENT: list[Any] = []
 
 
 class Embedder:
@@ -63,6 +51,10 @@ class Embedder:
     is first used.
     """
 
+    _lock: threading.Lock
+    _loaded: Opened | None
+    _async_calls: ThreadPoolExecutor | None
+
     def __init__(
         self,
         path: Path,
@@ -71,14 +63,21 @@ class Embedder:
         variant: str = "fp32",
         device: Device = "cpu",
         threads: int | None = None,
+        engine: EngineName = "onnxruntime",
+        dimension: int | None = None,
+        precision: Precision = "float32",
         source: str | None = None,
         revision: str | None = None,
     ) -> None:
+        self._dimension = check_dimension(dimension, manifest.dimensions_allowed, manifest.dimension)
+        check_precision(precision, self._dimension)
         self._path = Path(path).absolute()
         self._manifest = manifest
         self._variant = variant
         self._device: Device = device
         self._threads = threads
+        self._engine: EngineName = engine
+        self._precision: Precision = precision
         self._source = source
         self._revision = revision
         self._start()
@@ -93,6 +92,9 @@ class Embedder:
         variant: str = "fp32",
         device: Device = "cpu",
         threads: int | None = None,
+        engine: EngineName = "onnxruntime",
+        dimension: int | None = None,
+        precision: Precision = "float32",
     ) -> Embedder:
         """Load a retriever folder.
 
@@ -102,14 +104,21 @@ class Embedder:
             local_files_only: Never touch the network; take a hub name from the local cache.
             variant: Which ONNX file: ``"fp32"`` or another one that the folder has.
             device: ``"cpu"``, ``"cuda"`` (an error if it does not run there) or ``"auto"``.
-            threads: CPU threads of one run; None takes those that this process may use.
+            threads: CPU threads in all; None takes those that this process may use.
+            engine: ``"onnxruntime"``; ``"openvino"`` (CPU, float32); ``"openvino-bf16"`` (products in
+                bfloat16; an error where the CPU has no instructions for it).
+            dimension: Length of the vectors; only where the manifest allows to cut them (Matryoshka). Cut
+                vectors are brought to length 1 again. None for all components.
+            precision: How vectors come: ``"float32"``; ``"int8"`` or ``"binary"`` for stored ones, as
+                :func:`stm_retriever.encoding.precision.to_stored` says.
 
         Raises:
             ModelFolderError: If there is no such folder, or it was not made by ``stm-train export``.
-            ConfigError: If the folder has no such variant; the message lists those it has.
-            ArtifactMismatchError: If the tokenizer does not give the ids that the manifest recorded.
+            ConfigError: If the folder has no such variant or dimension; the message lists those it has.
+            ArtifactMismatchError: If the tokenizer does not give the ids that the manifest recorded, or a
+                quantised variant not its vectors on this CPU.
             ProviderError: If the device is not there.
-            MissingExtraError: If ONNX Runtime is not installed.
+            MissingExtraError: If the engine is not installed.
         """
         path = resolve_folder(
             model, revision=revision, local_files_only=local_files_only, patterns=SERVING_FILES
@@ -121,6 +130,9 @@ class Embedder:
             variant=variant,
             device=device,
             threads=threads,
+            engine=engine,
+            dimension=dimension,
+            precision=precision,
             source=str(model) if is_hub_name else None,
             revision=revision,
         )
@@ -149,7 +161,7 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """Hash over everything that changes a vector."""
+        """Hash over everything that changes a vector of the whole length."""
         return self._manifest.fingerprint
 
     @property
@@ -163,9 +175,19 @@ class Embedder:
         return self._device
 
     @property
+    def engine(self) -> EngineName:
+        """What runs the graph."""
+        return self._engine
+
+    @property
     def dimension(self) -> int:
-        """Length of a vector."""
-        return self._manifest.dimension
+        """Components of a vector, after it was cut."""
+        return self._dimension
+
+    @property
+    def precision(self) -> Precision:
+        """How vectors come out."""
+        return self._precision
 
     @property
     def prompts(self) -> Prompts:
@@ -192,14 +214,16 @@ class Embedder:
 
         Args:
             texts: n queries.
-            show_progress: True for a line on stderr, or a function of (done, total).
+            show_progress: True for a bar on stderr, or a function of (done, total).
 
         Returns:
             float32 (n, dimension), rows in the order of ``texts``, each of length 1; (0, dimension) for none.
+            With ``precision="int8"`` int8 (n, dimension), with ``"binary"`` uint8 (n, dimension / 8).
 
         Raises:
             ConfigError: If a bare string is passed for a list.
             DataError: If a text is empty, no string, or holds a lone surrogate.
+            ProviderError: If a single text does not fit into the device's memory.
         """
         return self._encode(texts, "query", show_progress)
 
@@ -210,116 +234,138 @@ class Embedder:
         """
         return self._encode(texts, "document", show_progress)
 
+    async def aencode_query(self, texts: Sequence[str]) -> Vectors:
+        """:meth:`encode_query` in a thread, so that the event loop goes on; a few calls run at a time."""
+        return await self._in_thread(texts, "query")
+
+    async def aencode_document(self, texts: Sequence[str]) -> Vectors:
+        """:meth:`encode_document` in a thread, so that the event loop goes on; a few calls run at a time."""
+        return await self._in_thread(texts, "document")
+
+    def encode_query_stream(
+        self, texts: Iterable[str], *, show_progress: Progress = False, window: int = WINDOW
+    ) -> Iterator[Vectors]:
+        """:meth:`encode_document_stream` for queries."""
+        return self._stream(texts, "query", show_progress, window)
+
+    def encode_document_stream(
+        self, texts: Iterable[str], *, show_progress: Progress = False, window: int = WINDOW
+    ) -> Iterator[Vectors]:
+        """Encode more documents than fit into memory.
+
+        Args:
+            texts: Any iterable; two windows of it are held at a time.
+            show_progress: True for a bar on stderr, or a function of (done, 0).
+            window: Texts that are sorted by length and encoded together.
+
+        Yields:
+            The vectors of the next ``window`` texts, in order; the last array may be shorter. An error in a
+            window is raised once the windows before it are out.
+
+        Raises:
+            What :meth:`encode_query` raises; ConfigError if ``window`` is below 1.
+        """
+        return self._stream(texts, "document", show_progress, window)
+
     def count_truncated(self, texts: Sequence[str], role: Role) -> int:
         """Count the texts that are longer than the model reads, so that their ends do not count."""
         return sum(length > self.max_length for length in self.tokenizer.count(texts, role))
 
-    def _encode(self, texts: Sequence[str], role: Role, show_progress: Progress) -> Vectors:
+    def encode_counted(
+        self, texts: Sequence[str], role: Role, *, show_progress: Progress = False
+    ) -> tuple[Vectors, int]:
+        """Encode texts of a role; returns the vectors and how many texts were cut, which is not logged."""
         checked = check_texts(texts, role)
-        distinct = list(dict.fromkeys(checked))
-        vectors = np.empty((len(distinct), self.dimension), dtype=np.float32)
-        report = _reporter(show_progress, len(distinct))
-        too_long: set[str] = set()
-        for start in range(0, len(distinct), _WINDOW):
-            window = distinct[start : start + _WINDOW]
-            ids, lengths = self.tokenizer.encode_counted(window, role)
-            too_long.update(
-                text for text, length in zip(window, lengths, strict=True) if length > self.max_length
-            )
-            done = start
-            for batch in self._batches([len(row) for row in ids]):
-                vectors[[start + index for index in batch]] = self._run([ids[index] for index in batch])
-                done += len(batch)
-                report(done)
-        if too_long:
-            self._warn_truncated(sum(text in too_long for text in checked), len(checked), role)
-        place = {text: index for index, text in enumerate(distinct)}
-        return vectors[[place[text] for text in checked]] if checked else vectors
+        places = {text: index for index, text in enumerate(dict.fromkeys(checked))}
+        distinct = list(places)
+        shape, dtype = stored_shape(len(distinct), self._dimension, self._precision)
+        vectors = np.empty(shape, dtype=dtype)
+        cut: list[str] = []
+        pieces = (distinct[start : start + WINDOW] for start in range(0, len(distinct), WINDOW))
+        done = 0
+        with Reporter(show_progress, len(distinct)) as reporter:
+            for found in tokenised(pieces, self.tokenizer, role):
+                rows = slice(done, done + len(found.places))
+                vectors[rows] = self._run(found, reporter)
+                cut += [distinct[done + place] for place in found.cut]
+                done = rows.stop
+        if len(distinct) == len(checked):
+            return cast(Vectors, vectors), len(cut)
+        too_long = set(cut)
+        rows_of_all = [places[text] for text in checked]
+        return cast(Vectors, vectors[rows_of_all]), sum(text in too_long for text in checked)
 
-    def _batches(self, lengths: list[int]) -> list[list[int]]:
-        if self._variant not in _BATCH_INVARIANT:
-            return [[index] for index in range(len(lengths))]
-        on_gpu = "CUDAExecutionProvider" in self._open().session.get_providers()
-        return token_budget_batches(lengths, _TOKENS_PER_BATCH["cuda" if on_gpu else "cpu"])
+    def _encode(self, texts: Sequence[str], role: Role, show_progress: Progress) -> Vectors:
+        vectors, cut = self.encode_counted(texts, role, show_progress=show_progress)
+        warn_truncated(cut, len(vectors), role, self.name, self.max_length)
+        return vectors
 
-    def _run(self, ids: list[Ids]) -> Vectors:
-        loaded = self._open()
-        input_ids, mask = loaded.tokenizer.pad(ids)
-        output = loaded.session.run([_OUTPUT], {"input_ids": input_ids, "attention_mask": mask})[0]
-        vectors = np.asarray(output, dtype=np.float32)
-        if vectors.shape != (len(ids), self.dimension):
-            raise ArtifactMismatchError(
-                f"{str(self._path)!r}: the {self._variant} graph gives vectors of shape {vectors.shape}, its "
-                f"manifest promises {(len(ids), self.dimension)}. The files do not belong together. "
-                f"Run: stm-train doctor {self._path}"
-            )
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not np.isfinite(vectors).all() or not (norms > 0).all():
-            raise ModelFolderError(
-                f"{str(self._path)!r}: the {self._variant} graph gives vectors that are not finite or zero, "
-                f"which no search can rank. Take another variant, or run: stm-train doctor {self._path}"
-            )
-        unit: Vectors = vectors / norms
-        return unit
+    def _stream(
+        self, texts: Iterable[str], role: Role, show_progress: Progress, window: int
+    ) -> Iterator[Vectors]:
+        cut = total = 0
+        with Reporter(show_progress, None) as reporter:
+            for found in tokenised(windows(texts, role, window), self.tokenizer, role):
+                vectors = self._run(found, reporter)
+                yield cast(Vectors, vectors[found.places])
+                cut += sum(place in found.cut for place in found.places)
+                total += len(found.places)
+        warn_truncated(cut, total, role, self.name, self.max_length)
 
-    def _warn_truncated(self, cut: int, total: int, role: Role) -> None:
-        logger.warning(
-            "%d of %d %s texts are longer than %s reads (%d tokens); what lies behind is not in their "
-            "vectors. Split long documents, for instance with stm-train index --max-tokens.",
-            cut,
-            total,
-            role,
-            self.name,
-            self.max_length,
-        )
+    def _run(self, window: Window, reporter: Reporter) -> Any:
+        vectors = self._open().runner.encode(window.ids, reporter.add)
+        if self._dimension < vectors.shape[1]:
+            vectors = unit(vectors[:, : self._dimension])
+        return to_stored(vectors, self._precision)
+
+    async def _in_thread(self, texts: Sequence[str], role: Role) -> Vectors:
+        await asyncio.to_thread(self._open)
+        with self._lock:
+            if self._async_calls is None:
+                self._async_calls = ThreadPoolExecutor(_ASYNC_CALLS, thread_name_prefix="stm-async")
+            calls = self._async_calls
+        return await asyncio.get_running_loop().run_in_executor(calls, self._encode, texts, role, False)
+
+    def with_threads(self, threads: int | None) -> Embedder:
+        """Returns another embedder of the same settings with so many CPU threads; it opens when used."""
+        other = copy.copy(self)  # as a pickle would: without what is open
+        other._threads = threads
+        return other
 
     # Opening -----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._loaded: _Loaded | None = None
+        self._loaded = None
+        self._async_calls = None
 
-    def _open(self) -> _Loaded:
+    def _open(self) -> Opened:
         loaded = self._loaded
         if loaded is not None and loaded.process == os.getpid():
             return loaded
         if loaded is not None:
             # A session's threads do not survive a fork: running it, or even freeing it, waits for ever.
-            _OF_THE_PARENT.append(loaded)
+            _OF_THE_PARENT.append((loaded, self._async_calls))
             self._start()
         with self._lock:
             if self._loaded is None:
-                path = variant_file(self._path, self._manifest, self._variant)
-                tokenizer = self._open_tokenizer()
-                session = open_session(path, device=self._device, threads=self._threads)
-                self._loaded = _Loaded(_checked(session, self._path), tokenizer, os.getpid())
-            return self._loaded
+                from stm_retriever.encoding.opening import open_folder
 
-    def _open_tokenizer(self) -> TextTokenizer:
-        manifest = self._manifest
-        tokenizer = TextTokenizer.from_file(
-            self._path / TOKENIZER_NAME,
-            max_length=manifest.max_length,
-            eos_token_id=manifest.eos_token_id,
-            pad_token_id=manifest.pad_token_id,
-            prompts=manifest.prompts,
-        )
-        for golden in manifest.token_goldens:
-            found = tokenizer.encode([golden.text], golden.role)[0].tolist()
-            if found != golden.ids:
-                raise ArtifactMismatchError(
-                    f"{str(self._path)!r}: the {golden.role} {golden.text!r:.60} becomes the tokens {found}, "
-                    f"but the model was made with {golden.ids}. Its vectors would be wrong without any other "
-                    "sign. The tokenizer was changed or belongs to another model; run: stm-train doctor "
-                    f"{self._path}"
+                self._loaded = open_folder(
+                    self._path,
+                    self._manifest,
+                    variant=self._variant,
+                    device=self._device,
+                    threads=self._threads,
+                    engine=self._engine,
                 )
-        return tokenizer
+            return self._loaded
 
     # Pickling ----------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_lock", "_loaded"):
+        for name in ("_lock", "_loaded", "_async_calls"):
             del state[name]
         return state
 
@@ -338,28 +384,3 @@ class Embedder:
             f"Embedder(name={self.name!r}, path={str(self._path)!r}, variant={self._variant!r}, "
             f"dimension={self.dimension})"
         )
-
-
-def _checked(session: InferenceSession, path: Path) -> InferenceSession:
-    inputs = {item.name for item in session.get_inputs()}
-    outputs = [item.name for item in session.get_outputs()]
-    if inputs != _INPUTS or _OUTPUT not in outputs:
-        raise ModelFolderError(
-            f"{str(path)!r}: its ONNX graph takes {sorted(inputs)} and gives {outputs}; needed are "
-            f"{sorted(_INPUTS)} and {_OUTPUT!r}. Another tool wrote it. Make it anew: "
-            "stm-train export MODEL --out FOLDER"
-        )
-    return session
-
-
-def _reporter(show_progress: Progress, total: int) -> Callable[[int], None]:
-    if callable(show_progress):
-        return lambda done: show_progress(done, total)
-    if not show_progress or total == 0:
-        return lambda done: None
-
-    def write(done: int) -> None:
-        sys.stderr.write(f"\rencoded {done}/{total} texts" + ("\n" if done == total else ""))
-        sys.stderr.flush()
-
-    return write

@@ -20,8 +20,13 @@ from stm_retriever.types import Role
 Ids = npt.NDArray[np.int64]
 
 
-def check_texts(texts: Sequence[str], role: Role) -> list[str]:
+def check_texts(texts: Sequence[str], role: Role, *, first: int = 0) -> list[str]:
     """Return the texts as a list, once each is known to be encodable.
+
+    Args:
+        texts: Texts to check.
+        role: For messages.
+        first: The first one's number, where they are a part of a longer stream.
 
     Raises:
         ConfigError: If a bare string was passed for a list of strings.
@@ -33,7 +38,7 @@ def check_texts(texts: Sequence[str], role: Role) -> list[str]:
             f"characters would be encoded as a text. Pass [text]."
         )
     checked = list(texts)
-    for position, text in enumerate(checked):
+    for position, text in enumerate(checked, first):
         check_text(text, f"{role} text number {position}")
         if not text.strip():
             raise DataError(

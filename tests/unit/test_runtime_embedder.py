@@ -33,13 +33,14 @@ TEXTS = ["red apple", "What does a doctor do with a heart in the winter?", "sea"
 def _runs(made: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each run of the graph, as they come."""
     rows: list[int] = []
-    run: Callable[[Any], Any] = made._run
+    engine = made._open().runner.engine
+    run: Callable[..., Any] = engine.run
 
-    def counting(ids: Any) -> Any:
-        rows.append(len(ids))
-        return run(ids)
+    def counting(input_ids: Any, mask: Any, **more: Any) -> Any:
+        rows.append(len(input_ids))
+        return run(input_ids, mask, **more)
 
-    monkeypatch.setattr(made, "_run", counting)
+    monkeypatch.setattr(engine, "run", counting)
     return rows
 
 
@@ -81,7 +82,7 @@ def test_batch_mates_and_their_order_never_change_a_vector(tiny_embedder: Embedd
 
 
 def test_the_padding_side_never_changes_a_vector(tiny_embedder: Embedder) -> None:
-    tokenizer, session = tiny_embedder.tokenizer, tiny_embedder._open().session
+    tokenizer, session = tiny_embedder.tokenizer, tiny_embedder._open().runner.engine.session
     ids = tokenizer.encode(TEXTS, "document")
     for side in ("left", "right"):
         input_ids, mask = tokenizer.pad(ids, side)
@@ -105,7 +106,7 @@ def test_many_texts_pass_in_windows(tiny_onnx_retriever: Path, monkeypatch: pyte
     made = Embedder.load(tiny_onnx_retriever, threads=1)
     texts = [f"{first} {second}" for first in WORDS[:8] for second in WORDS[20:25]]
     expected = made.encode_document(texts)
-    monkeypatch.setattr(embedder, "_WINDOW", 7)
+    monkeypatch.setattr(embedder, "WINDOW", 7)
     np.testing.assert_allclose(made.encode_document(texts), expected, atol=1e-6)
 
 
@@ -146,7 +147,7 @@ def test_truncated_texts_are_counted_and_told_once_per_call(
     assert tiny_embedder.count_truncated(["red", long], "document") == 1
 
 
-def test_progress_is_told_to_a_function_or_to_stderr(
+def test_progress_is_told_to_a_function_or_shown_as_a_bar_on_stderr(
     tiny_embedder: Embedder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -154,7 +155,7 @@ def test_progress_is_told_to_a_function_or_to_stderr(
     assert seen[-1] == (4, 4)
     tiny_embedder.encode_document(TEXTS, show_progress=True)
     captured = capsys.readouterr()
-    assert captured.err.endswith("encoded 4/4 texts\n")
+    assert "encoding: 100%" in captured.err and "4/4" in captured.err
     assert captured.out == ""
 
 

@@ -1,0 +1,1 @@
+"""What :class:`stm_retriever.Embedder` is made of: engines, batches, stored precisions, processes."""

@@ -1,0 +1,1 @@
+"""Bulk encoding of documents into Parquet shards."""
