@@ -67,7 +67,7 @@ class TokenGolden(_Strict):
 
 
 class VectorGolden(_Strict):
-    """The unit vector that a text must give with the fp32 variant."""
+    """The unit vector that a text must give: in the manifest with fp32, in a variant with that variant."""
 
     role: Role
     text: str
@@ -75,11 +75,24 @@ class VectorGolden(_Strict):
 
 
 class Variant(_Strict):
-    """One ONNX file and the weight files that belong to it, by paths inside the folder."""
+    """One ONNX file and the weight files that belong to it, by paths inside the folder.
+
+    Attributes:
+        file: The ONNX file.
+        sha256: Of it and its weight files.
+        external_data: The weight files.
+        goldens: What the texts give with this variant on the exporting machine, each encoded alone; only
+            variants whose arithmetic is not fp32's have them.
+        precision: How weights and arithmetic were shortened, in words; empty if not recorded.
+        cpu_features: Of the machine that made the goldens; empty if it is the one that the manifest names.
+    """
 
     file: InnerPath
     sha256: str
     external_data: list[InnerPath] = []
+    goldens: list[VectorGolden] = []
+    precision: str = ""
+    cpu_features: list[str] = []
 
 
 class Manifest(_Strict):
@@ -112,6 +125,14 @@ class Manifest(_Strict):
     metrics: dict[str, Any] = {}
     versions: dict[str, str] = {}
     cpu_features: list[str] = []
+
+    def goldens_of(self, variant: str) -> list[VectorGolden]:
+        """Return the vectors that a variant must give: its own, or fp32's; empty if none were recorded."""
+        return self.vector_goldens if variant == "fp32" else self.variants[variant].goldens
+
+    def features_of(self, variant: str) -> list[str]:
+        """Return the instruction sets of the CPU that recorded a variant's vectors."""
+        return self.variants[variant].cpu_features or self.cpu_features
 
 
 def fingerprint(
@@ -197,7 +218,7 @@ def variant_file(folder: Path, manifest: Manifest, variant: str) -> Path:
     if variant not in known:
         raise ConfigError(
             f"variant={variant!r} is not in {str(folder)!r}; it has {', '.join(sorted(known))}. "
-            f"Take one of these, or add it: {_export_command(folder)} --variants {variant}"
+            f"Take one of these, or add it: stm-train export {folder} --out {folder} --variants {variant}"
         )
     wanted = known[variant]
     for name in (wanted.file, *wanted.external_data):

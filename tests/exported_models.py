@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -62,3 +63,14 @@ def exported_minilm() -> Exported:
 
     folder = Path(_FOLDER.name) / "retrievers" / "minilm"
     return Exported(Path(MODEL_DIR), folder, export_model(str(MODEL_DIR), folder, name="minilm"))
+
+
+@cache
+def exported_with_variants(family: str, attention: Attention = "auto") -> Exported:
+    """A tiny model with every variant but w4, which random weights do not bear."""
+    from stm_training.export.add_variants import add_variants
+
+    plain = exported(family, attention)
+    folder = Path(_FOLDER.name) / "retrievers" / f"{family}-{attention}-variants"
+    shutil.copytree(plain.folder, folder)
+    return Exported(plain.source, folder, add_variants(folder, ("fp16", "w8", "int8")))

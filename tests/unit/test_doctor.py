@@ -16,7 +16,7 @@ from stm_training.cli import main
 from stm_training.export.doctor import diagnose
 from stm_training.export.doctor_machine import check_machine
 from stm_training.export.findings import Finding
-from tests.exported_models import exported
+from tests.exported_models import exported, exported_with_variants
 from tests.tiny_retriever import make_tiny_retriever
 
 
@@ -142,7 +142,100 @@ def test_vectors_other_than_those_recorded_are_seen_with_the_difference(folder: 
     goldens = manifest["vector_goldens"]
     goldens[0]["vector"], goldens[1]["vector"] = goldens[1]["vector"], goldens[0]["vector"]
     edit(folder / "stm_manifest.json", vector_goldens=goldens)
-    assert "vectors: the recorded texts give others" in only_problem(folder)
+    assert "vectors of fp32: the recorded texts give others" in only_problem(folder)
+
+
+# Variants ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def variants(tmp_path: Path) -> Path:
+    """A copy of an encoder's folder with its smaller variants, to be broken."""
+    return Path(shutil.copytree(exported_with_variants("bert").folder, tmp_path / "variants"))
+
+
+def warnings(folder: Path) -> str:
+    return " ".join(finding.what for finding in diagnose(folder) if finding.level == "warning")
+
+
+def edit_variant(folder: Path, name: str, **changes: Any) -> None:
+    content = json.loads((folder / "stm_manifest.json").read_text("utf-8"))
+    content["variants"][name].update(changes)
+    edit(folder / "stm_manifest.json", variants=content["variants"])
+
+
+def test_each_variant_s_vectors_are_checked(variants: Path) -> None:
+    found = " ".join(finding.what for finding in diagnose(variants))
+    assert problems(variants) == []
+    for name in ("fp32", "fp16", "w8", "int8"):
+        assert f"vectors of {name}: 6 recorded texts give theirs" in found
+    assert "parity.json: has the numbers of fp32, fp16, w8, int8" in found
+
+
+def test_a_flipped_bit_in_a_variant_s_file_names_the_variant(variants: Path) -> None:
+    damage(variants / "onnx" / "model_w8.onnx")
+    assert any("variant w8" in finding.what and "sha256" in finding.what for finding in problems(variants))
+
+
+def test_a_truncated_variant_is_named_and_the_others_are_still_checked(variants: Path) -> None:
+    path = variants / "onnx" / "model_int8.onnx"
+    path.write_bytes(path.read_bytes()[:5000])
+    found = problems(variants)
+    assert all("int8" in finding.what for finding in found)
+    assert len(found) == 2  # the hash, and that it cannot be loaded
+    assert any("vectors of w8: 6 recorded" in finding.what for finding in diagnose(variants))
+
+
+def test_a_missing_data_file_of_a_variant_is_named(variants: Path) -> None:
+    edit_variant(variants, "w8", external_data=["onnx/model_w8.onnx_data"])
+    assert any("variant w8: model_w8.onnx_data is missing" in finding.what for finding in problems(variants))
+
+
+def swap_goldens(folder: Path, name: str, **changes: Any) -> None:
+    content = json.loads((folder / "stm_manifest.json").read_text("utf-8"))
+    goldens = content["variants"][name]["goldens"]
+    goldens[0]["vector"], goldens[1]["vector"] = goldens[1]["vector"], goldens[0]["vector"]
+    edit_variant(folder, name, goldens=goldens, **changes)
+
+
+def test_other_vectors_than_a_variant_s_own_are_seen(variants: Path) -> None:
+    swap_goldens(variants, "w8")
+    (found,) = problems(variants)
+    assert "w8" in found.what
+
+
+def test_an_int8_file_on_a_cpu_that_rounds_otherwise_leads_to_w8(variants: Path) -> None:
+    swap_goldens(variants, "int8", cpu_features=["avx_of_another_kind"])
+    (found,) = problems(variants)
+    assert "int8" in found.what
+    assert "w8" in found.what + found.remedy
+
+
+def test_a_variant_without_recorded_vectors_cannot_be_judged(variants: Path) -> None:
+    edit_variant(variants, "int8", goldens=[])
+    assert problems(variants) == []
+    assert "variant int8: no vectors were recorded" in warnings(variants)
+
+
+def test_missing_or_broken_numbers_of_the_parity_gate_are_told(variants: Path) -> None:
+    path = variants / "onnx" / "parity.json"
+    parity = json.loads(path.read_text("utf-8"))
+    del parity["w8"]
+    path.write_text(json.dumps(parity), encoding="utf-8")
+    assert "no numbers for w8" in warnings(variants)
+    path.unlink()
+    assert "parity.json is missing" in warnings(variants)
+    path.write_text("[1", encoding="utf-8")
+    assert "parity.json is not readable" in only_problem(variants)
+
+
+def test_a_folder_without_fp32_gets_a_warning_about_what_follows(variants: Path) -> None:
+    content = json.loads((variants / "stm_manifest.json").read_text("utf-8"))
+    del content["variants"]["fp32"]
+    edit(variants / "stm_manifest.json", variants=content["variants"])
+    (variants / "onnx" / "model.onnx").unlink()
+    assert problems(variants) == []
+    assert "written without fp32" in warnings(variants)
 
 
 def test_a_copy_for_serving_alone_is_fine_with_a_warning(folder: Path) -> None:

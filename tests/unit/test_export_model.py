@@ -12,7 +12,7 @@ from stm_retriever.errors import DataError
 from stm_retriever.folder import read_manifest
 from stm_training.cli import main
 from stm_training.export.licences import card_licences
-from stm_training.export.machine import cpu_features, versions
+from stm_training.export.machine import versions
 from tests.exported_models import PROMPTS, tiny_source
 
 
@@ -39,8 +39,8 @@ def test_the_command_exports_a_folder_with_the_options_given(
 def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert "nowhere" in capsys.readouterr().err
-    assert main(["export", str(tiny_source("bert")), "--out", str(tmp_path), "--variants", "int8"]) == 2
-    assert "--variants fp32" in capsys.readouterr().err
+    assert main(["export", str(tiny_source("bert")), "--out", str(tmp_path), "--variants", "int3"]) == 2
+    assert "--variants fp32,w8" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,14 +73,6 @@ def test_front_matter_that_is_not_yaml_is_an_error_with_a_way_out(tmp_path: Path
     (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n", encoding="utf-8")
     with pytest.raises(DataError, match="--licence NAME"):
         card_licences(tmp_path)
-
-
-def test_the_cpu_s_instruction_sets_are_read_where_the_kernel_lists_them(tmp_path: Path) -> None:
-    listing = tmp_path / "cpuinfo"
-    listing.write_text("processor : 0\nflags\t\t: fpu avx2 avx512_vnni sse\n", encoding="utf-8")
-    assert {"avx2", "avx512_vnni"} <= set(cpu_features(listing))
-    assert "sse" not in cpu_features(listing)
-    assert len(cpu_features(tmp_path / "none")) == 1
 
 
 def test_versions_name_what_takes_part_in_an_export() -> None:

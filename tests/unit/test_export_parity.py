@@ -47,7 +47,7 @@ def test_the_gate_tries_both_paddings_and_shapes_not_seen_at_export() -> None:
 
 def test_the_numbers_are_written_by_variant(tmp_path: Path) -> None:
     report = parity_gate(graph_of("bert"), loader("bert"), longest=20)
-    write_parity(tmp_path / "parity.json", {"fp32": report})
+    write_parity(tmp_path / "parity.json", {"fp32": report.as_dict()})
     written = json.loads((tmp_path / "parity.json").read_text("utf-8"))["fp32"]
     assert written["max_abs_diff"] == report.max_abs_diff
     assert written["longest_checked"] == 20

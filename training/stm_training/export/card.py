@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from stm_retriever.folder import Manifest
-from stm_training.export.parity import ParityReport
+from stm_training.export.card_snippets import OTHERS, OURS, section
+from stm_training.export.interop import Kind, interop_note
+from stm_training.export.variant_kinds import FP32
 
 _OPEN = "other"  # the hub's word for a licence that is not one identifier
 
-_OURS = """\
-### stm-retriever (no torch needed)
-
-```python
-from stm_retriever import Embedder
-
-embedder = Embedder.load("{path}")
-query = embedder.encode_query(["your question"])
-documents = embedder.encode_document(["your passage"])
-scores = query @ documents.T
-```
-"""
-_SENTENCE_TRANSFORMERS = """\
-### sentence-transformers
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("{path}")
-query = model.encode_query(["your question"])
-documents = model.encode_document(["your passage"])
-scores = model.similarity(query, documents)
-```
-"""
-_LANGCHAIN = """\
-### LangChain
-
-```python
-from langchain_stm import STMEmbeddings
-
-embeddings = STMEmbeddings(model="{path}")
-query = embeddings.embed_query("your question")
-documents = embeddings.embed_documents(["your passage"])
-```
-"""
-_LLAMA_INDEX = """\
-### LlamaIndex
-
-```python
-from llama_index.embeddings.stm import STMEmbedding
-
-embedding = STMEmbedding(model_name="{path}")
-query = embedding.get_query_embedding("your question")
-document = embedding.get_text_embedding("your passage")
-```
-"""
 _ONNX_ONLY = """\
 > **ONNX only.** This decoder attends in both directions. stm-retriever and its LangChain and LlamaIndex
 > classes read `onnx/model.onnx`, which does that everywhere. `config.json` says `is_causal: false`, which
@@ -64,14 +21,22 @@ _ONNX_ONLY = """\
 """
 
 
-def render_card(
-    manifest: Manifest, parity: ParityReport, *, unmasked: bool, path: str = "path-or-hub-name"
-) -> str:
+_OTHER_PROGRAMS = """\
+### Other programs
+
+They do not read the prompts, or only if they are told to; these lines do that.
+"""
+
+Parity = Mapping[str, Mapping[str, Any]]
+"""What ``onnx/parity.json`` holds, by variant."""
+
+
+def render_card(manifest: Manifest, parity: Parity, *, unmasked: bool, path: str = "path-or-hub-name") -> str:
     """Returns the text of README.md.
 
     Args:
         manifest: The folder's manifest.
-        parity: The numbers of the parity gate.
+        parity: The numbers of the parity gate, by variant.
         unmasked: Whether this is a decoder that was made to attend in both directions.
         path: What the snippets load.
     """
@@ -81,15 +46,32 @@ def render_card(
         _summary(manifest),
         "## Use\n",
         _prompt_note(manifest),
-        *(text.format(path=path) for text in (_OURS, _SENTENCE_TRANSFORMERS, _LANGCHAIN, _LLAMA_INDEX)),
+        section(OURS, manifest, path),
     ]
     if unmasked:
-        honoured = parity.native_attention == "bidirectional"
+        honoured = parity.get(FP32, {}).get("native_attention") == "bidirectional"
         tested = "(tested at export)" if honoured else "for some families, but **not for this one**"
         parts.append(_ONNX_ONLY.format(native=tested))
+    parts += [
+        _OTHER_PROGRAMS,
+        section(OTHERS, manifest, path, heading="####"),
+        interop_note(_kind(manifest, unmasked)),
+    ]
     parts += [_prompts(manifest), _training(manifest), _figures(manifest), _export(manifest, parity)]
     parts.append(_licences(manifest))
     return "\n".join(part for part in parts if part)
+
+
+def with_export_section(card: str, manifest: Manifest, parity: Parity) -> str:
+    """Returns a card whose export section says what the folder holds now; the rest stays as it is."""
+    pattern = re.compile(r"^## Export\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    return pattern.sub(lambda _: _export(manifest, parity) + "\n", card, count=1)
+
+
+def _kind(manifest: Manifest, unmasked: bool) -> Kind:
+    if unmasked:
+        return "bidirectional decoder"
+    return "causal decoder" if manifest.attention == "causal" else "encoder"
 
 
 def _front_matter(manifest: Manifest) -> str:
@@ -210,18 +192,55 @@ def _value(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _export(manifest: Manifest, parity: ParityReport) -> str:
+def _export(manifest: Manifest, parity: Parity) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    lengths = [str(length) for length in manifest.dimensions_allowed if length != manifest.dimension]
+    cut = f"Vectors may be cut to {', '.join(lengths)} numbers (`dimension=`). " if lengths else ""
     return (
         "## Export\n\n"
         f"Pooling: {manifest.pooling}; attention: {manifest.attention}; "
-        f"variants: {', '.join(manifest.variants)}. "
-        f"`onnx/model.onnx` gives the vectors of the torch model to {parity.max_abs_diff:.1e} "
-        f"(largest absolute difference, {len(parity.compared)} cases of left and right padding up to "
-        f"{parity.longest_checked} tokens; `onnx/parity.json`). "
+        f"variants: {', '.join(manifest.variants)}. {_fp32(manifest, parity)}{cut}"
         f"Fingerprint `{manifest.fingerprint}`. Made with {versions}. "
-        "`stm-train doctor FOLDER` checks a copy.\n"
+        "`stm-train doctor FOLDER` checks a copy.\n" + _variants(manifest, parity)
     )
+
+
+def _fp32(manifest: Manifest, parity: Parity) -> str:
+    if FP32 not in manifest.variants:
+        return (
+            "There is no fp32 file: name a variant wherever you load this model; programs that look for "
+            "`onnx/model.onnx` do not find one. "
+        )
+    report = parity.get(FP32)
+    if report is None:
+        return ""
+    cases = len(report["cases"]) + (report["native"] is not None)
+    return (
+        f"`onnx/model.onnx` gives the vectors of the torch model to {report['max_abs_diff']:.1e} (largest "
+        f"absolute difference, {cases} cases of left and right padding up to {report['longest_checked']} "
+        "tokens; `onnx/parity.json`). "
+    )
+
+
+def _variants(manifest: Manifest, parity: Parity) -> str:
+    names = [name for name in manifest.variants if name != FP32 and name in parity]
+    if not names:
+        return ""
+    lines = [
+        "",
+        "| `variant=` | MB | smallest cosine to fp32 | nDCG@10, points against fp32 | what it is |",
+        "|---|---|---|---|---|",
+    ]
+    for name in names:
+        report = parity[name]
+        change = "; ".join(
+            f"{row['points']:+.2f} on {row['name']} ({row['queries']})" for row in report["dev"]
+        )
+        lines.append(
+            f"| `{name}` | {report['bytes'] / 1e6:.1f} | {report['min_cosine']:.4f} | "
+            f"{change or 'not measured'} | {manifest.variants[name].precision} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _licences(manifest: Manifest) -> str:

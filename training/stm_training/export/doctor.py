@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stm_retriever._version import __version__
-from stm_retriever.embedder import Embedder
 from stm_retriever.errors import StmError
 from stm_retriever.folder import (
     MANIFEST_NAME,
@@ -24,13 +20,11 @@ from stm_retriever.index.manifest import is_index_folder
 from stm_retriever.tokenization import TextTokenizer
 from stm_training.export.doctor_index import check_index
 from stm_training.export.doctor_machine import check_machine
-from stm_training.export.findings import Finding, ok, problem, warning
+from stm_training.export.doctor_vectors import check_parity, check_vectors
+from stm_training.export.findings import COPY_AGAIN, Finding, ok, problem, warning
 from stm_training.export.hashes import sha256_of, weight_files
-from stm_training.export.machine import cpu_features, installed_version
-
-# Another CPU rounds differently in the last bits; a wrong prompt or pooling differs in the first digit.
-VECTOR_TOLERANCE = 1e-4
-_COPY = "copy the folder again, whole, or make it anew: stm-train export MODEL --out FOLDER"
+from stm_training.export.interop import disagreeing
+from stm_training.export.machine import installed_version
 
 
 def diagnose(folder: str | Path) -> list[Finding]:
@@ -54,7 +48,7 @@ def check_retriever(folder: Path) -> list[Finding]:
     try:
         manifest = read_manifest(folder)
     except StmError as error:
-        return [problem(str(error), _COPY)]
+        return [problem(str(error), COPY_AGAIN)]
     findings = [
         ok(
             f"manifest of {manifest.name!r}: pooling {manifest.pooling}, attention {manifest.attention}, "
@@ -67,7 +61,8 @@ def check_retriever(folder: Path) -> list[Finding]:
     tokenizer = _check_tokenizer(folder, manifest)
     findings += tokenizer
     if not any(finding.level == "problem" for finding in tokenizer):
-        findings += _check_vectors(folder, manifest)
+        findings += check_vectors(folder, manifest)
+    findings += check_parity(folder, manifest)
     return findings + _check_consumers(folder)
 
 
@@ -105,12 +100,12 @@ def _check_hashes(folder: Path, manifest: Manifest) -> list[Finding]:
     if tokenizer.is_file():
         findings.append(_compare(TOKENIZER_NAME, sha256_file(tokenizer), manifest.tokenizer_sha256))
     if not manifest.variants:
-        findings.append(problem("the folder has no ONNX file", _COPY))
+        findings.append(problem("the folder has no ONNX file", COPY_AGAIN))
     for name, variant in manifest.variants.items():
         files = [folder / file for file in (variant.file, *variant.external_data)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            findings.append(problem(f"variant {name}: {', '.join(missing)} is missing", _COPY))
+            findings.append(problem(f"variant {name}: {', '.join(missing)} is missing", COPY_AGAIN))
         else:
             findings.append(_compare(f"variant {name} ({variant.file})", sha256_of(files), variant.sha256))
     return findings
@@ -144,7 +139,7 @@ def _compare(what: str, found: str, recorded: str) -> Finding:
     return problem(
         f"{what}: sha256 is {found[:16]}..., the manifest recorded {recorded[:16]}...; the file was changed, "
         "damaged, or belongs to another model.",
-        _COPY,
+        COPY_AGAIN,
     )
 
 
@@ -182,7 +177,7 @@ def _agree(what: str, found: Any, wanted: Any) -> Finding:
         return ok(f"{what}: as in the manifest")
     return problem(
         f"{what}: {found!r}, the manifest says {wanted!r}. sentence-transformers would give other vectors.",
-        _COPY,
+        COPY_AGAIN,
     )
 
 
@@ -193,10 +188,10 @@ def _read_json(path: Path, findings: list[Finding]) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        findings.append(problem(f"{path.name} is not readable JSON: {error}", _COPY))
+        findings.append(problem(f"{path.name} is not readable JSON: {error}", COPY_AGAIN))
         return None
     if not isinstance(content, dict):
-        findings.append(problem(f"{path.name} holds a {type(content).__name__}, not an object", _COPY))
+        findings.append(problem(f"{path.name} holds a {type(content).__name__}, not an object", COPY_AGAIN))
         return None
     return content
 
@@ -214,7 +209,7 @@ def _check_tokenizer(folder: Path, manifest: Manifest) -> list[Finding]:
             prompts=manifest.prompts,
         )
     except StmError as error:
-        return [problem(str(error), _COPY)]
+        return [problem(str(error), COPY_AGAIN)]
     for golden in manifest.token_goldens:
         found = tokenizer.encode([golden.text], golden.role)[0].tolist()
         if found != golden.ids:
@@ -226,7 +221,7 @@ def _check_tokenizer(folder: Path, manifest: Manifest) -> list[Finding]:
 def _token_miss(manifest: Manifest, role: str, text: str, found: list[int], wanted: list[int]) -> Finding:
     ends = f"it ends with {found[-1]} instead of {wanted[-1]}; " if found[-1] != wanted[-1] else ""
     here, there = installed_version("tokenizers"), manifest.versions.get("tokenizers")
-    remedy = _COPY
+    remedy = COPY_AGAIN
     if here != there and there is not None:
         remedy += f"; if the file is unchanged, the library may be the cause: pip install tokenizers=={there}"
     return problem(
@@ -256,43 +251,7 @@ def _check_eos(folder: Path, manifest: Manifest) -> list[Finding]:
         f"{ids[-1:]}). stm-retriever does, other programs would pool another token."
     )
     # a copy for serving alone is not read by others
-    return [problem(what, _COPY) if (folder / "modules.json").is_file() else warning(what, _COPY)]
-
-
-def _check_vectors(folder: Path, manifest: Manifest) -> list[Finding]:
-    if installed_version("onnxruntime") is None and installed_version("onnxruntime-gpu") is None:
-        return []  # said already
-    if "fp32" not in manifest.variants or not manifest.vector_goldens:
-        return [warning("no vectors were recorded for the fp32 file, so it cannot be judged here")]
-    try:
-        embedder = Embedder.load(folder)
-        difference = max(_golden_difference(embedder, manifest), default=0.0)
-    except StmError as error:
-        return [problem(str(error), _COPY)]
-    if difference <= VECTOR_TOLERANCE:
-        return [
-            ok(f"vectors: {len(manifest.vector_goldens)} recorded texts give theirs, to {difference:.1e}")
-        ]
-    absent = sorted(set(manifest.cpu_features) - set(cpu_features()))
-    machine = f" This CPU lacks {', '.join(absent)} of the exporting one." if absent else ""
-    return [
-        problem(
-            f"vectors: the recorded texts give others than at export, by up to {difference:.3g} (limit "
-            f"{VECTOR_TOLERANCE:g}).{machine}",
-            _COPY,
-        )
-    ]
-
-
-def _golden_difference(embedder: Embedder, manifest: Manifest) -> list[float]:
-    encoders: dict[str, Callable[[list[str]], Any]] = {
-        "query": embedder.encode_query,
-        "document": embedder.encode_document,
-    }
-    return [
-        float(np.abs(encoders[golden.role]([golden.text])[0] - np.asarray(golden.vector)).max())
-        for golden in manifest.vector_goldens
-    ]
+    return [problem(what, COPY_AGAIN) if (folder / "modules.json").is_file() else warning(what, COPY_AGAIN)]
 
 
 def _check_consumers(folder: Path) -> list[Finding]:
@@ -303,7 +262,13 @@ def _check_consumers(folder: Path) -> list[Finding]:
     return [
         warning(
             "ONNX only: this decoder attends in both directions. The ONNX file and transformers 5 do that; "
-            "transformers 4 and most servers do not, and return other vectors without an error.",
+            "transformers 4 and most servers do not, and return other vectors without an error." + _tested(),
             "serve it with stm-retriever, or through onnx/model.onnx",
         )
     ]
+
+
+def _tested() -> str:
+    """Which programs were tried with such a folder and gave other vectors."""
+    programs = disagreeing("bidirectional decoder")
+    return f" Tried, and not the same: {'; '.join(programs)}." if programs else ""

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stm_retriever.folder import MANIFEST_NAME, Manifest, Prompts, read_manifest
-from stm_training.export.folder_writer import (
-    VARIANTS,
-    Progress,
-    check_target,
-    check_variants,
-    write_retriever_folder,
-)
+from stm_training.export.folder_writer import Progress, write_retriever_folder
+from stm_training.export.target import check_target
+from stm_training.export.variant_kinds import FP32, check_variants
 
 if TYPE_CHECKING:
     from stm_training.finetune.backbone import BackboneSpec
+    from stm_training.pipeline.collections import Problem
 
 
 def export_model(
@@ -31,7 +28,9 @@ def export_model(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     licence: str | None = None,
-    variants: Sequence[str] = VARIANTS,
+    variants: Sequence[str] = (FP32,),
+    dimensions: Sequence[int] | None = None,
+    dev: Sequence[Problem] = (),
     overwrite: bool = False,
     download: bool = False,
     progress: Progress | None = None,
@@ -50,7 +49,9 @@ def export_model(
         query_prompt: Overrides the folder's; ``""`` for none.
         document_prompt: Overrides the folder's; ``""`` for none.
         licence: Of the model; by default what its card says.
-        variants: Which ONNX files to write.
+        variants: Which ONNX files to write; see :func:`write_retriever_folder`.
+        dimensions: Lengths below the full one to which vectors may be cut; None takes what the folder says.
+        dev: Development queries on which each variant is compared with fp32.
         overwrite: Whether a retriever folder at ``out`` may be replaced.
         download: Whether a hub name may be fetched; otherwise only the local cache is looked into.
         progress: Called with a line before each step.
@@ -90,6 +91,8 @@ def export_model(
         out,
         name=name or out.absolute().name,
         variants=variants,
+        dimensions=_recorded_dimensions(backbone.path) if dimensions is None else dimensions,
+        dev=dev,
         overwrite=overwrite,
         progress=progress,
         **provenance,
@@ -111,6 +114,11 @@ def _with_prompts(spec: BackboneSpec, query: str | None, document: str | None) -
         document=stored.document if document is None else document,
     )
     return dataclasses.replace(spec, prompts=prompts)
+
+
+def _recorded_dimensions(path: Path) -> list[int]:
+    """What a folder of ours says about lengths that its vectors may be cut to."""
+    return read_manifest(path).dimensions_allowed if (path / MANIFEST_NAME).is_file() else []
 
 
 def _provenance(source: str, revision: str | None, path: Path, *, keep_metrics: bool) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Literal
 
 Level = Literal["ok", "warning", "problem"]
 
+COPY_AGAIN = "copy the folder again, whole, or make it anew: stm-train export MODEL --out FOLDER"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

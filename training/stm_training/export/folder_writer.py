@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stm_retriever.atomic_write import flush_file
+from stm_retriever.cpu_features import cpu_features
 from stm_retriever.embedder import Embedder
-from stm_retriever.errors import ConfigError, ExportParityError
+from stm_retriever.errors import ExportParityError
 from stm_retriever.folder import (
-    MANIFEST_NAME,
     TOKENIZER_NAME,
     Manifest,
-    Variant,
     fingerprint,
     sha256_file,
     write_manifest,
@@ -31,16 +27,20 @@ from stm_training.export.checkpoint import write_checkpoint
 from stm_training.export.hashes import sha256_of, weight_files
 from stm_training.export.layout import write_layout
 from stm_training.export.licences import card_licences
-from stm_training.export.machine import cpu_features, versions
+from stm_training.export.machine import versions
 from stm_training.export.onnx_graph import EXTERNAL_DATA_ABOVE, export_onnx
-from stm_training.export.parity import LIMIT, LONGEST_CHECKED, ParityReport, parity_gate, write_parity
+from stm_training.export.parity import LIMIT, LONGEST_CHECKED, parity_gate, write_parity
+from stm_training.export.target import check_target, publish, settle, staging
+from stm_training.export.variant_kinds import FP32, KINDS, check_variants
+from stm_training.export.variants import as_variant, checked_dimensions, make_variants
 
 if TYPE_CHECKING:
     from stm_training.finetune.backbone import Backbone
+    from stm_training.pipeline.collections import Problem
+
+__all__ = ["Progress", "check_target", "check_variants", "write_retriever_folder"]
 
 _SETTINGS = ("pooling", "attention", "max_length", "eos_token_id", "pad_token_id", "prompts", "dimension")
-VARIANTS = ("fp32",)
-"""What this version writes."""
 
 Progress = Callable[[str], None]
 VectorsByRole = Mapping[Role, npt.NDArray[np.float32]]
@@ -57,7 +57,9 @@ def write_retriever_folder(
     data: Sequence[Mapping[str, Any]] = (),
     licences: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
-    variants: Sequence[str] = VARIANTS,
+    variants: Sequence[str] = (FP32,),
+    dimensions: Sequence[int] = (),
+    dev: Sequence[Problem] = (),
     overwrite: bool = False,
     limit: float = LIMIT,
     longest_checked: int = LONGEST_CHECKED,
@@ -79,7 +81,11 @@ def write_retriever_folder(
         data: One entry per source of training data.
         licences: Of the base and the data; if empty, what the card in the base's folder says.
         metrics: Figures for manifest and card.
-        variants: Which ONNX files to write; this version knows ``fp32``.
+        variants: Which ONNX files to write, of ``fp32``, ``fp16``, ``w8``, ``int8``, ``w4``. Without ``fp32``
+            the folder is smaller, but ``variant=`` must be given wherever it is loaded, no other variant can
+            be added, and programs that look for ``onnx/model.onnx`` do not find it.
+        dimensions: Lengths below the full one to which vectors may be cut (the model was trained for them).
+        dev: Development queries on which each variant other than fp32 is compared with it.
         overwrite: Whether a retriever folder that is there may be replaced.
         limit: Largest difference in a coordinate that the parity gate lets pass.
         longest_checked: Cap of the longest input that the parity gate tries.
@@ -91,28 +97,30 @@ def write_retriever_folder(
 
     Raises:
         ConfigError: If the target is taken, a variant unknown, or the model cannot be exported.
-        ExportParityError: If the exported model gives other vectors; nothing is left behind.
+        ExportParityError: If the exported model gives other vectors, or any of the variants misses its limit;
+            nothing is left behind.
     """
     out = Path(out)
     tell = progress or _silent
     check_variants(variants)
+    lengths = checked_dimensions(dimensions, backbone.dimension)
     check_target(out, overwrite=overwrite)
-    with _staging(out) as staging:
+    with staging(out) as folder:
         tell("writing weights and tokenizer")
-        _write_model(backbone, staging)
-        fresh = _reload(backbone, staging)
+        _write_model(backbone, folder)
+        fresh = _reload(backbone, folder)
         vectors = {role: goldens.torch_vectors(fresh, role) for role in goldens.ROLES}
         _check_reloaded(backbone, fresh, vectors, limit)
         tell("exporting to ONNX")
-        files = _write_graph(_reload(backbone, staging), staging, external_data_above)
+        files = _write_graph(_reload(backbone, folder), folder, external_data_above)
         tell("comparing the ONNX file with the model")
         report = parity_gate(files[0], lambda: fresh, limit=limit, longest=longest_checked)
-        write_parity(staging / "onnx" / "parity.json", {"fp32": report})
         manifest = _manifest(
             backbone,
-            staging,
+            folder,
             name=name,
-            variants={"fp32": _variant(files, staging)},
+            variants={FP32: as_variant(files, folder, KINDS[FP32].precision)},
+            dimensions_allowed=lengths,
             vectors=vectors,
             base=dict(base),
             experts=[dict(expert) for expert in experts],
@@ -121,25 +129,27 @@ def write_retriever_folder(
             licences=list(licences) or card_licences(backbone.path),
             metrics=dict(metrics or {}),
         )
-        write_manifest(staging, manifest)
+        write_manifest(folder, manifest)
         tell("reading it back with the light runtime")
-        _check_served(staging, manifest, limit)
-        _write_card(staging, manifest, report)
-        _settle(staging)
-        _publish(staging, out)
+        _check_served(folder, manifest, limit)
+        manifest, reports = make_variants(
+            folder,
+            manifest,
+            [name for name in dict.fromkeys(variants) if name != FP32],
+            dev=dev,
+            longest_checked=longest_checked,
+            external_data_above=external_data_above,
+            progress=tell,
+        )
+        if FP32 not in variants:
+            manifest = _without_fp32(folder, manifest, files)
+        parity = {FP32: report.as_dict(), **{name: found.as_dict() for name, found in reports.items()}}
+        write_parity(folder / "onnx" / "parity.json", parity)
+        write_manifest(folder, manifest)
+        _write_card(folder, manifest, parity)
+        settle(folder)
+        publish(folder, out)
     return manifest
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside the target, gone at the end unless it was renamed."""
-    folder = out.absolute().parent / f".{out.name}.partial"
-    _remove(folder)  # what a killed run left
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        _remove(folder)
 
 
 def _write_graph(traced: Backbone, folder: Path, external_data_above: int) -> list[Path]:
@@ -148,43 +158,16 @@ def _write_graph(traced: Backbone, folder: Path, external_data_above: int) -> li
     return [graph, *export_onnx(traced, graph, external_data_above=external_data_above)]
 
 
-def _variant(files: list[Path], folder: Path) -> Variant:
-    first, *external = [path.relative_to(folder).as_posix() for path in files]
-    return Variant(file=first, sha256=sha256_of(files), external_data=external)
+def _without_fp32(folder: Path, manifest: Manifest, files: Sequence[Path]) -> Manifest:
+    """Drops the fp32 file, which was needed to make and judge the others."""
+    for path in files:
+        path.unlink()
+    kept = {name: entry for name, entry in manifest.variants.items() if name != FP32}
+    return manifest.model_copy(update={"variants": kept})
 
 
 def _silent(_: str) -> None:
     return None
-
-
-def check_variants(variants: Sequence[str]) -> None:
-    """Raises ConfigError unless this version can write all of these ONNX files."""
-    unknown = [variant for variant in variants if variant not in VARIANTS]
-    if unknown or not variants:
-        raise ConfigError(
-            f"variants={list(variants)!r}: this version writes {', '.join(VARIANTS)} and nothing else. "
-            f"Pass variants={list(VARIANTS)!r} (on the command line: --variants {','.join(VARIANTS)})."
-        )
-
-
-def check_target(out: Path, *, overwrite: bool) -> None:
-    """Raises ConfigError unless a retriever folder may be put here without losing anything."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ConfigError(f"{str(out)!r} is a file, not a folder. Choose another --out.")
-    if not any(out.iterdir()):
-        return
-    if not (out / MANIFEST_NAME).is_file():
-        raise ConfigError(
-            f"{str(out)!r} is not empty and holds no {MANIFEST_NAME}, so it is none of ours. Replacing it "
-            "could destroy your files. Choose another --out, or empty the folder yourself."
-        )
-    if not overwrite:
-        raise ConfigError(
-            f"{str(out)!r} already holds a retriever folder. An index built with it may still need it. "
-            "Choose another --out, or pass --overwrite (overwrite=True) to replace it."
-        )
 
 
 def _write_model(backbone: Backbone, folder: Path) -> None:
@@ -214,15 +197,7 @@ def _reload(backbone: Backbone, folder: Path) -> Backbone:
 
 def _check_reloaded(backbone: Backbone, fresh: Backbone, vectors: VectorsByRole, limit: float) -> None:
     """What was written must be the model that was given, in every setting and in its vectors."""
-    for what in (
-        "pooling",
-        "attention",
-        "max_length",
-        "eos_token_id",
-        "pad_token_id",
-        "prompts",
-        "dimension",
-    ):
+    for what in _SETTINGS:
         given, read = getattr(backbone, what), getattr(fresh, what)
         if given != read:
             raise ExportParityError(
@@ -248,7 +223,6 @@ def _manifest(
     folder: Path,
     *,
     name: str,
-    variants: dict[str, Variant],
     vectors: VectorsByRole,
     **provenance: Any,
 ) -> Manifest:
@@ -274,10 +248,8 @@ def _manifest(
         pad_token_id=backbone.pad_token_id,
         max_length=backbone.max_length,
         dimension=backbone.dimension,
-        dimensions_allowed=[backbone.dimension],
         weights_sha256=weights,
         tokenizer_sha256=tokenizer,
-        variants=variants,
         token_goldens=goldens.token_goldens(backbone),
         vector_goldens=goldens.vector_goldens(vectors),
         versions=versions(),
@@ -300,37 +272,7 @@ def _check_served(folder: Path, manifest: Manifest, limit: float) -> None:
             )
 
 
-def _write_card(folder: Path, manifest: Manifest, report: ParityReport) -> None:
+def _write_card(folder: Path, manifest: Manifest, parity: Mapping[str, Mapping[str, Any]]) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    card = render_card(manifest, report, unmasked=config.get("is_causal") is False)
+    card = render_card(manifest, parity, unmasked=config.get("is_causal") is False)
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _settle(folder: Path) -> None:
-    """Gives every file the usual mode (safetensors writes for the owner alone) and forces it to disk."""
-    mode = (folder / "config.json").stat().st_mode & 0o666
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-            flush_file(path)
-
-
-def _publish(staging: Path, out: Path) -> None:
-    """Renames the finished folder into place; an old one steps aside and comes back if that fails."""
-    if not out.exists():
-        staging.rename(out)
-        return
-    aside = staging.with_name(f".{out.name}.replaced")
-    _remove(aside)
-    out.rename(aside)
-    try:
-        staging.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
-    _remove(aside)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from stm_retriever import Embedder
 from stm_retriever.folder import TokenGolden, VectorGolden
 from stm_retriever.types import Role
 
@@ -64,3 +65,10 @@ def vector_goldens(vectors: Mapping[Role, npt.NDArray[np.float32]]) -> list[Vect
         for role, rows in vectors.items()
         for text, vector in zip(VECTOR_TEXTS, rows, strict=True)
     ]
+
+
+def encoded_goldens(embedder: Embedder) -> list[VectorGolden]:
+    """Returns the goldens that an embedder itself gives, each text encoded alone."""
+    encode = {"query": embedder.encode_query, "document": embedder.encode_document}
+    vectors = {role: np.concatenate([encode[role]([text]) for text in VECTOR_TEXTS]) for role in ROLES}
+    return vector_goldens(vectors)

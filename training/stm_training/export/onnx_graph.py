@@ -78,6 +78,25 @@ def export_onnx(
     return _tidy(path, external=external)
 
 
+def vocabulary_size(path: Path) -> int:
+    """How many token ids a graph that :func:`export_onnx` wrote knows: the rows that ``input_ids`` look up.
+
+    Raises:
+        ConfigError: If nothing is looked up by ``input_ids``: another tool wrote the graph.
+    """
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    rows = {tensor.name: int(tensor.dims[0]) for tensor in graph.initializer if len(tensor.dims) == 2}
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[1] == INPUT_NAMES[0] and node.input[0] in rows:
+            return rows[node.input[0]]
+    raise ConfigError(
+        f"{str(path)!r} has no embedding table that input_ids look up, so stm-train did not write it and no "
+        "variant can be made of it. Make the folder anew: stm-train export MODEL --out NEW_FOLDER"
+    )
+
+
 def _refuse_length_dependent_rope(backbone: Backbone) -> None:
     """Dynamic NTK scaling computes its frequencies from the length at run time, which no graph can hold."""
     config = backbone.model.config
@@ -128,7 +147,7 @@ def _tidy(path: Path, *, external: bool) -> list[Path]:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    _drop_notes(model)
+    drop_notes(model)
     files: list[Path] = []
     written = path.with_name(path.name + ".data")  # what torch calls it
     if external and written.is_file():
@@ -143,7 +162,8 @@ def _tidy(path: Path, *, external: bool) -> list[Path]:
     return files
 
 
-def _drop_notes(model: Any) -> None:
+def drop_notes(model: Any) -> None:
+    """Removes what the tools noted beside the graph: paths of this machine, among others."""
     model.ClearField("metadata_props")
     model.ClearField("doc_string")
     graph = model.graph

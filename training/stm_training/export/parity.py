@@ -7,7 +7,8 @@ share a mistake with a batch in the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from stm_retriever.atomic_write import write_bytes_atomically
 from stm_retriever.errors import ExportParityError
 from stm_retriever.onnx_session import open_session
-from stm_training.export.layout import write_json
 
 if TYPE_CHECKING:
     from stm_training.finetune.backbone import Backbone
@@ -89,9 +90,9 @@ class ParityReport:
         }
 
 
-def write_parity(path: Path, reports: dict[str, ParityReport]) -> None:
-    """Writes the reports by variant."""
-    write_json(path, {variant: report.as_dict() for variant, report in reports.items()})
+def write_parity(path: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the numbers by variant (each report's ``as_dict``)."""
+    write_bytes_atomically(path, (json.dumps(reports, indent=2) + "\n").encode("ascii"))
 
 
 def parity_gate(
@@ -123,32 +124,35 @@ def parity_gate(
     session = open_session(onnx_path, device="cpu")
     longest = min(longest, backbone.max_length)
     report = ParityReport(limit=limit, longest_checked=longest)
-    draw = _RowSource(backbone, seed)
+    draw = random_rows(_vocabulary(backbone), backbone.pad_token_id, seed)
     with torch.inference_mode():
         for batch, length in ((1, 1), (1, 3), (3, 33), (5, 130), (1, longest), (2, longest)):
-            rows = draw.rows(batch, min(length, longest))
+            rows = draw(batch, min(length, longest))
             alone = np.stack([_torch_alone(backbone, row) for row in rows])
             sides: tuple[Side, ...] = ("none",) if batch == 1 else ("right", "left")
             for side in sides:
-                graph = _run_graph(session, rows, side, backbone.pad_token_id)
-                report.cases.append(_case("graph against torch", rows, side, graph, alone))
-        _compare_native(report, backbone, session, draw.rows(3, min(40, longest)))
+                graph = run_graph(session, rows, side, backbone.pad_token_id)
+                report.cases.append(compare("graph against torch", rows, side, graph, alone))
+        _compare_native(report, backbone, session, draw(3, min(40, longest)))
     _judge(report, onnx_path)
     return report
 
 
-class _RowSource:
-    """Random ids of the model's vocabulary, without the padding id, in rows of falling length."""
+def _vocabulary(backbone: Backbone) -> int:
+    return int(backbone.model.get_input_embeddings().weight.shape[0])
 
-    def __init__(self, backbone: Backbone, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
-        size = int(backbone.model.get_input_embeddings().weight.shape[0])
-        everything = np.arange(size, dtype=np.int64)
-        self._vocabulary = everything[everything != backbone.pad_token_id]
 
-    def rows(self, batch: int, length: int) -> list[Ids]:
+def random_rows(vocabulary: int, pad_token_id: int, seed: int) -> Callable[[int, int], list[Ids]]:
+    """Returns a function of (batch, length) that draws rows of falling length, without the padding id."""
+    generator = np.random.default_rng(seed)
+    everything = np.arange(vocabulary, dtype=np.int64)
+    allowed = everything[everything != pad_token_id]
+
+    def rows(batch: int, length: int) -> list[Ids]:
         lengths = [max(1, length - (number * length) // batch) for number in range(batch)]
-        return [self._generator.choice(self._vocabulary, size=n) for n in lengths]
+        return [generator.choice(allowed, size=size) for size in lengths]
+
+    return rows
 
 
 def _pad(rows: list[Ids], side: Side, pad_token_id: int) -> tuple[Ids, Ids]:
@@ -171,14 +175,16 @@ def _torch_alone(backbone: Backbone, row: Ids) -> Vectors:
     return vector
 
 
-def _run_graph(session: Any, rows: list[Ids], side: Side, pad_token_id: int) -> Vectors:
+def run_graph(session: Any, rows: list[Ids], side: Side, pad_token_id: int) -> Vectors:
+    """Runs a graph on rows padded on one side (on the right for ``"none"``); (rows, dimension)."""
     ids, mask = _pad(rows, side, pad_token_id)
     outputs = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
     vectors: Vectors = outputs[0]
     return vectors
 
 
-def _case(what: str, rows: list[Ids], side: Side, found: Vectors, wanted: Vectors) -> ParityCase:
+def compare(what: str, rows: list[Ids], side: Side, found: Vectors, wanted: Vectors) -> ParityCase:
+    """Returns how far the vectors of some rows lie from those wanted."""
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     cosines = (found * wanted).sum(axis=1) / np.maximum(norms, 1e-12)
     return ParityCase(
@@ -198,8 +204,8 @@ def _compare_native(report: ParityReport, backbone: Backbone, session: Any, rows
         return
     # right padding: the native forward of absolute-position encoders is wrong under left padding
     native = _native_vectors(backbone, rows)
-    graph = _run_graph(session, rows, "right", backbone.pad_token_id)
-    report.native = _case("graph against transformers' own forward", rows, "right", graph, native)
+    graph = run_graph(session, rows, "right", backbone.pad_token_id)
+    report.native = compare("graph against transformers' own forward", rows, "right", graph, native)
 
 
 def _native_states(backbone: Backbone, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
@@ -230,7 +236,7 @@ def native_attention(backbone: Backbone) -> Literal["causal", "bidirectional"]:
     """Finds out what transformers' own forward does: does the first token see the last one change?"""
     import torch
 
-    size = int(backbone.model.get_input_embeddings().weight.shape[0])
+    size = _vocabulary(backbone)
     one = np.asarray([[size - 2, size - 3, size - 4]], dtype=np.int64).clip(min=0)
     other = one.copy()
     other[0, -1] = max(0, size - 5)
