@@ -37,7 +37,11 @@ class Hit:
 
     Attributes:
         id: The document's id.
-        score: Cosine similarity to the query, in [-1, 1] up to rounding; higher is better.
+        score: Higher is better. What it is depends on the search: for ``"dense"`` the cosine similarity to
+            the query, in [-1, 1] up to rounding (``searching.relevance`` brings it to [0, 1]); for
+            ``"lexical"`` the BM25 score, which only compares hits of one query; for ``"hybrid"`` the sum of
+            1 / (60 + rank) over the two rankings, at most 2 / 61, or with ``fusion="weighted"`` a share in
+            [0, 1]; after a reranker what the reranker gave.
         text: The document's text.
         metadata: The document's metadata, a copy that the caller may change.
         parent_id: As in the document.

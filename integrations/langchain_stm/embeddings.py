@@ -47,6 +47,8 @@ class STMEmbeddings(BaseModel, Embeddings):
     """Where to run it; ``"cuda"`` is an error where it cannot."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one run; None takes those that this process may use."""
+    dimension: int | None = Field(default=None, ge=1)
+    """Length of the vectors, cut where the model allows it (Matryoshka); None takes them whole."""
 
     _embedder: Embedder = PrivateAttr()
 
@@ -108,6 +110,7 @@ class STMEmbeddings(BaseModel, Embeddings):
             variant=self.variant,
             device=self.device,
             threads=self.threads,
+            dimension=self.dimension,
         )
 
 
@@ -118,11 +121,18 @@ def _options_of(embedder: Embedder, model: str | Path | None, options: dict[str,
             f"STMEmbeddings got an embedder= that is loaded already ({embedder.name!r}) and also "
             f"{', '.join(given)}, which could no longer take effect. Pass the one or the other."
         )
+    if embedder.precision != "float32":
+        raise ConfigError(
+            f"STMEmbeddings got an embedder of {embedder.precision} vectors ({embedder.name!r}), which a "
+            "vector store would take for coordinates. Load it with precision='float32'; let the store make "
+            "them smaller."
+        )
     return {
         "model": embedder.hub_name or str(embedder.path),
         "revision": embedder.revision,
         "variant": embedder.variant,
         "device": embedder.device,
+        "dimension": None if embedder.dimension == embedder.manifest.dimension else embedder.dimension,
     }
 
 

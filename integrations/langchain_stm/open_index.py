@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stm_retriever import ConfigError, Embedder, Retriever
+from stm_retriever import ConfigError, Retriever
+from stm_retriever.foreign import AnyEmbedder
 
 Device = Literal["cpu", "cuda", "auto"]
 
@@ -23,13 +24,13 @@ class Settings:
 class OpenIndex:
     """An open index that knows how it was opened; pickles and deep-copies by opening it again."""
 
-    def __init__(self, settings: Settings, retriever: Retriever, embedder: Embedder | None) -> None:
+    def __init__(self, settings: Settings, retriever: Retriever, embedder: AnyEmbedder | None) -> None:
         self.settings = settings
         self.retriever = retriever
         self.embedder = embedder
 
     @classmethod
-    def open(cls, settings: Settings, embedder: Embedder | None = None) -> OpenIndex:
+    def open(cls, settings: Settings, embedder: AnyEmbedder | None = None) -> OpenIndex:
         """Open the index, read only, with the given model or with the one that it was made with.
 
         Raises:
@@ -37,7 +38,14 @@ class OpenIndex:
             StmError: What ``Retriever.open`` and ``Embedder.load`` raise.
         """
         if embedder is None:
-            return cls(settings, _open_with_its_model(settings), None)
+            opened = Retriever.open(
+                settings.index,
+                variant=settings.variant,
+                device=settings.device,
+                threads=settings.threads,
+                read_only=True,
+            )
+            return cls(settings, opened, None)
         if settings != Settings(settings.index):
             raise ConfigError(
                 f"STMRetriever got an embedder= that is loaded already ({embedder.name!r}) and also "
@@ -47,14 +55,3 @@ class OpenIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OpenIndex.open, (self.settings, self.embedder)
-
-
-def _open_with_its_model(settings: Settings) -> Retriever:
-    opened = Retriever.open(settings.index, variant=settings.variant, read_only=True)
-    if settings.device == "cpu" and settings.threads is None:
-        return opened
-    # Only the index knows where its model lies, so that it is found first and loaded as asked for then.
-    found = opened.embedder
-    opened.close()
-    model = Embedder.load(found.path, variant=found.variant, device=settings.device, threads=settings.threads)
-    return Retriever.open(settings.index, embedder=model, read_only=True)

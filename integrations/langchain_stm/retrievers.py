@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,24 @@ from pydantic import ConfigDict, Field
 
 from langchain_stm.documents import to_document
 from langchain_stm.open_index import Device, OpenIndex, Settings
-from stm_retriever import ConfigError, Embedder, Retriever
+from stm_retriever import ConfigError, Retriever
+from stm_retriever.foreign import AnyEmbedder
+from stm_retriever.rerank import Rerank
+from stm_retriever.searching import Mode
+
+_PER_CALL = ("k", "where", "mode", "rerank", "min_score", "group_by_parent")
 
 
 class STMRetriever(BaseRetriever):
     """Search an index folder; read only, so that other processes may write to it meanwhile.
 
     Each document that comes back has its ``id``, and in ``metadata`` its own metadata plus ``score`` (cosine
-    similarity, higher is better) and, for a part of a longer document, ``parent_id``, ``start`` and ``end``.
-    A document's own value under one of these names is kept under ``document_score`` and so on.
+    similarity, higher is better; with another ``mode`` or a reranker see ``Hit``) and, for a part of a longer
+    document, ``parent_id``, ``start`` and ``end``. A document's own value under one of these names is kept
+    under ``document_score`` and so on.
 
-    ``k`` and ``group_by_parent`` may also be given per call: ``retriever.invoke(question, k=8)``.
+    ``k``, ``where``, ``mode``, ``rerank``, ``min_score`` and ``group_by_parent`` may also be given per call:
+    ``retriever.invoke(question, k=8, where={"year": 2024})``.
 
     Example:
         .. code-block:: python
@@ -43,6 +51,14 @@ class STMRetriever(BaseRetriever):
     """The index folder."""
     k: int = Field(default=4, ge=1)
     """How many documents a call returns, unless the call says otherwise."""
+    where: Mapping[str, Any] | None = None
+    """A metadata filter; only documents that it takes are searched."""
+    mode: Mode = "dense"
+    """``"dense"`` by vector, ``"lexical"`` by words, ``"hybrid"`` by both."""
+    rerank: Rerank | None = Field(default=None, exclude=True)
+    """A function (query, texts) -> scores that orders the best anew, for instance a ``CrossEncoder``."""
+    min_score: float | None = None
+    """Only documents with at least this score."""
     group_by_parent: bool = False
     """At most one document, the best, of each parent."""
     variant: str | None = None
@@ -59,7 +75,7 @@ class STMRetriever(BaseRetriever):
         *,
         index: str | Path | None = None,
         retriever: Retriever | None = None,
-        embedder: Embedder | None = None,
+        embedder: AnyEmbedder | None = None,
         **options: Any,
     ) -> None:
         if retriever is not None:
@@ -87,33 +103,25 @@ class STMRetriever(BaseRetriever):
         return self.opened.retriever
 
     def _get_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        group_by_parent: bool | None = None,
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        number, grouped = self._chosen(k, group_by_parent)
-        return [to_document(hit) for hit in self.retriever.search(query, number, group_by_parent=grouped)]
+        return [to_document(hit) for hit in self.retriever.search(query, **self._chosen(options))]
 
     async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        group_by_parent: bool | None = None,
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        number, grouped = self._chosen(k, group_by_parent)
-        hits = await self.retriever.asearch(query, number, group_by_parent=grouped)
+        hits = await self.retriever.asearch(query, **self._chosen(options))
         return [to_document(hit) for hit in hits]
 
-    def _chosen(self, k: int | None, group_by_parent: bool | None) -> tuple[int, bool]:
-        return (
-            self.k if k is None else k,
-            self.group_by_parent if group_by_parent is None else group_by_parent,
-        )
+    def _chosen(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What the call says, and for the rest what the constructor said; None says nothing."""
+        unknown = sorted(options.keys() - set(_PER_CALL))
+        if unknown:
+            raise TypeError(
+                f"STMRetriever got {', '.join(unknown)} in a call; it takes {', '.join(_PER_CALL)}."
+            )
+        given = {name: value for name, value in options.items() if value is not None}
+        return {name: given.get(name, getattr(self, name)) for name in _PER_CALL}
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         return LangSmithRetrieverParams(

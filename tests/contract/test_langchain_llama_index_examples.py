@@ -39,3 +39,16 @@ def test_an_example_prints_the_hits_of_the_index(
 def test_an_example_is_short_enough_to_read_at_a_glance(name: str) -> None:
     lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line.strip()]) <= 16
+
+
+@pytest.mark.parametrize("name", ["langchain_vector_store.py", "llama_index_vector_store.py"])
+def test_an_example_keeps_documents_and_finds_them(
+    name: str, after_the_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runpy.run_path(str(EXAMPLES / name))
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line[:1].isdigit()]) == 2
+    with Retriever.open(after_the_demo / "notes", read_only=True) as retriever:
+        assert len(retriever) == 3
+    lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if line.strip()]) <= 16

@@ -16,6 +16,7 @@ from stm_retriever import MissingExtraError
         ("langchain_stm", "langchain_core", "langchain"),
         ("llama_index.embeddings.stm", "llama_index.core", "llama-index"),
         ("llama_index.retrievers.stm", "llama_index.core", "llama-index"),
+        ("llama_index.vector_stores.stm", "llama_index.core", "llama-index"),
     ],
 )
 def test_the_extra_is_named(module: str, framework: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:

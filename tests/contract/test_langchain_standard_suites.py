@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
-from langchain_tests.integration_tests import EmbeddingsIntegrationTests, RetrieversIntegrationTests
+from langchain_core.vectorstores import VectorStore
+from langchain_tests.integration_tests import (
+    EmbeddingsIntegrationTests,
+    RetrieversIntegrationTests,
+    VectorStoreIntegrationTests,
+)
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
-from langchain_stm import STMEmbeddings, STMRetriever
+from langchain_stm import STMEmbeddings, STMRetriever, STMVectorStore
 from stm_retriever import Embedder
 from tests.contract.fruit_index import QUESTION, make_fruit_index
 
@@ -60,3 +66,21 @@ class TestRetriever(RetrieversIntegrationTests):
     @property
     def retriever_query_example(self) -> str:
         return QUESTION
+
+
+class TestVectorStore(VectorStoreIntegrationTests):
+    """Synchronous and asynchronous, on the embeddings that the suite brings."""
+
+    @pytest.fixture
+    def vectorstore(self, tmp_path: Path) -> Iterator[VectorStore]:
+        with STMVectorStore(tmp_path / "index", self.get_embeddings()) as store:
+            yield store
+
+
+class TestVectorStoreWithOurEmbeddings(VectorStoreIntegrationTests):
+    """On a retriever folder, whose queries and documents get different vectors."""
+
+    @pytest.fixture
+    def vectorstore(self, tmp_path: Path, tiny_embedder: Embedder) -> Iterator[VectorStore]:
+        with STMVectorStore(tmp_path / "index", STMEmbeddings(embedder=tiny_embedder)) as store:
+            yield store

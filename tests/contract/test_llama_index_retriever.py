@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent, RetrievalStartEvent
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from llama_index.retrievers.stm import STMRetriever
@@ -50,6 +56,32 @@ def test_nodes_scores_and_texts_are_those_of_the_retriever(retriever: STMRetriev
     assert found(nodes) == [(hit.id, hit.score) for hit in hits(index, 5)]
     assert [item.text for item in nodes] == [hit.text for hit in hits(index, 5)]
     assert {type(item.node) for item in nodes} == {TextNode}
+
+
+class Recorder(BaseEventHandler):
+    seen: list[Any] = Field(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Recorder"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.seen.append(event)
+
+
+async def test_a_search_sends_the_events_of_a_retrieval_and_of_an_embedding(retriever: STMRetriever) -> None:
+    recorder, root = Recorder(), get_dispatcher("root")
+    root.add_event_handler(recorder)
+    try:
+        nodes = retriever.retrieve(QUESTION)
+        await retriever.aretrieve(QUESTION)
+    finally:
+        root.event_handlers.remove(recorder)
+    once = [RetrievalStartEvent, EmbeddingStartEvent, EmbeddingEndEvent, RetrievalEndEvent]
+    assert [type(event) for event in recorder.seen] == once * 2
+    assert recorder.seen[1].model_dict["model_name"] == "tiny"
+    assert recorder.seen[2].chunks == [QUESTION]
+    assert found(recorder.seen[3].nodes) == found(nodes)
 
 
 async def test_aretrieve_gives_what_retrieve_gives(retriever: STMRetriever) -> None:

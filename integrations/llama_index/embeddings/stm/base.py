@@ -50,6 +50,9 @@ class STMEmbedding(BaseEmbedding):
     variant: str = Field(default="fp32", description="Which of the folder's ONNX files to run.")
     device: Literal["cpu", "cuda", "auto"] = Field(default="cpu", description="Where to run it.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of one run; None takes all.")
+    dimension: int | None = Field(
+        default=None, ge=1, description="Length of the vectors, where the model allows to cut them."
+    )
     fingerprint: str | None = Field(
         default=None, description="Which model must lie there; filled in at loading, an error if it differs."
     )
@@ -192,6 +195,7 @@ class STMEmbedding(BaseEmbedding):
             variant=self.variant,
             device=self.device,
             threads=self.threads,
+            dimension=self.dimension,
         )
 
     def _check_fingerprint(self) -> None:
@@ -215,12 +219,18 @@ class STMEmbedding(BaseEmbedding):
 
 
 def _options_of(embedder: Embedder, model_name: str | Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    ours = {"revision", "local_files_only", "variant", "device", "threads"} & options.keys()
+    ours = {"revision", "local_files_only", "variant", "device", "threads", "dimension"} & options.keys()
     given = sorted(ours) if model_name is None else ["model_name", *sorted(ours)]
     if given:
         raise ConfigError(
             f"STMEmbedding got an embedder= that is loaded already ({embedder.name!r}) and also "
             f"{', '.join(given)}, which could no longer take effect. Pass the one or the other."
+        )
+    if embedder.precision != "float32":
+        raise ConfigError(
+            f"STMEmbedding got an embedder of {embedder.precision} vectors ({embedder.name!r}), which a "
+            "vector store would take for coordinates. Load it with precision='float32'; let the store make "
+            "them smaller."
         )
     return {
         **options,
@@ -228,4 +238,5 @@ def _options_of(embedder: Embedder, model_name: str | Path | None, options: dict
         "revision": embedder.revision,
         "variant": embedder.variant,
         "device": embedder.device,
+        "dimension": None if embedder.dimension == embedder.manifest.dimension else embedder.dimension,
     }

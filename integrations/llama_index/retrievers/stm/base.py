@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
+from llama_index_instrumentation import get_dispatcher
 
 from llama_index.retrievers.stm.nodes import to_node
-from stm_retriever import ConfigError, Embedder, Hit, Retriever
+from stm_retriever import ConfigError, Hit, Retriever
+from stm_retriever.embedder import Vectors
+from stm_retriever.foreign import AnyEmbedder
+from stm_retriever.rerank import Rerank
+from stm_retriever.searching import Mode
 
 Device = Literal["cpu", "cuda", "auto"]
+
+dispatcher = get_dispatcher(__name__)
 
 
 class STMRetriever(BaseRetriever):
@@ -22,8 +31,9 @@ class STMRetriever(BaseRetriever):
 
     Each node that comes back is a ``TextNode`` with the document's id, text and metadata and, for a part of a
     longer document, its place in it and the parent's id as ``ref_doc_id``. The score is the cosine
-    similarity, higher is better. A query bundle's ``embedding`` is used if it is there, and so are its
-    ``custom_embedding_strs`` (their mean, as LlamaIndex's own retrievers do).
+    similarity, higher is better (with another ``mode`` or a reranker see ``Hit``). What LlamaIndex's
+    ``STMVectorStore`` stored comes back as the node that it was. A query bundle's ``embedding`` is used if it
+    is there, and so are its ``custom_embedding_strs`` (their mean, as LlamaIndex's own retrievers do).
 
     Example:
         .. code-block:: python
@@ -39,6 +49,10 @@ class STMRetriever(BaseRetriever):
         variant: ONNX variant of the model; None takes the one that the index was made with.
         device: Where the model runs; ``"cuda"`` is an error where it cannot.
         threads: CPU threads of one run; None takes those that this process may use.
+        where: A metadata filter (``stm_retriever.filters``); only nodes that it takes are searched.
+        mode: ``"dense"`` by vector, ``"lexical"`` by words, ``"hybrid"`` by both.
+        rerank: A function (query, texts) -> scores that orders the best anew, such as a ``CrossEncoder``.
+        min_score: Only nodes with at least this score.
         group_by_parent: At most one node, the best, of each parent.
         callback_manager: LlamaIndex's callbacks.
         object_map: As in LlamaIndex's retrievers.
@@ -58,10 +72,14 @@ class STMRetriever(BaseRetriever):
         *,
         similarity_top_k: int = 4,
         retriever: Retriever | None = None,
-        embedder: Embedder | None = None,
+        embedder: AnyEmbedder | None = None,
         variant: str | None = None,
         device: Device = "cpu",
         threads: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        mode: Mode = "dense",
+        rerank: Rerank | None = None,
+        min_score: float | None = None,
         group_by_parent: bool = False,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
@@ -74,6 +92,7 @@ class STMRetriever(BaseRetriever):
             )
         self.similarity_top_k = similarity_top_k
         self.group_by_parent = group_by_parent
+        self.where, self.mode, self.rerank, self.min_score = where, mode, rerank, min_score
         loading = {
             "variant": variant,
             "device": None if device == "cpu" else device,
@@ -91,7 +110,9 @@ class STMRetriever(BaseRetriever):
             _refuse_options("embedder=", loading)
             self._retriever = Retriever.open(index, embedder=embedder, read_only=True)
         else:
-            self._retriever = _open_with_its_model(index, variant, device, threads)
+            self._retriever = Retriever.open(
+                index, variant=variant, device=device, threads=threads, read_only=True
+            )
         super().__init__(
             callback_manager=callback_manager, object_map=object_map, objects=objects, verbose=verbose
         )
@@ -108,30 +129,29 @@ class STMRetriever(BaseRetriever):
         return [to_node(hit) for hit in await asyncio.to_thread(self._search, query_bundle)]
 
     def _search(self, bundle: QueryBundle) -> list[Hit]:
+        options: dict[str, Any] = {
+            "where": self.where,
+            "mode": self.mode,
+            "rerank": self.rerank,
+            "min_score": self.min_score,
+            "group_by_parent": self.group_by_parent,
+        }
+        if self.mode == "lexical":
+            return self._retriever.search(bundle.query_str, self.similarity_top_k, **options)
+        vector = self._query_vector(bundle)
+        return self._retriever.search_vector(vector, self.similarity_top_k, text=bundle.query_str, **options)
+
+    def _query_vector(self, bundle: QueryBundle) -> Vectors:
         if bundle.embedding is not None:
-            vector = np.asarray(bundle.embedding, dtype=np.float32)
-        elif bundle.custom_embedding_strs:
-            vector = self._retriever.embedder.encode_query(bundle.custom_embedding_strs).mean(axis=0)
-        else:
-            return self._retriever.search(
-                bundle.query_str, self.similarity_top_k, group_by_parent=self.group_by_parent
-            )
-        return self._retriever.search_vector(
-            vector, self.similarity_top_k, group_by_parent=self.group_by_parent
-        )
-
-
-def _open_with_its_model(
-    index: str | Path, variant: str | None, device: Device, threads: int | None
-) -> Retriever:
-    opened = Retriever.open(index, variant=variant, read_only=True)
-    if device == "cpu" and threads is None:
-        return opened
-    # Only the index knows where its model lies, so that it is found first and loaded as asked for then.
-    found = opened.embedder
-    opened.close()
-    model = Embedder.load(found.path, variant=found.variant, device=device, threads=threads)
-    return Retriever.open(index, embedder=model, read_only=True)
+            return np.asarray(bundle.embedding, dtype=np.float32)
+        texts = bundle.custom_embedding_strs or [bundle.query_str]
+        embedder = self._retriever.embedder
+        model = {"model_name": embedder.name, "fingerprint": embedder.fingerprint}
+        dispatcher.event(EmbeddingStartEvent(model_dict=model))
+        vectors = embedder.encode_query(texts)
+        dispatcher.event(EmbeddingEndEvent(chunks=texts, embeddings=vectors.tolist()))
+        mean: Vectors = vectors.mean(axis=0)
+        return mean
 
 
 def _refuse_options(loaded: str, options: dict[str, Any]) -> None:
