@@ -5,15 +5,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := stm_retriever training integrations benchmarks examples tests
 TYPED := stm_retriever training/stm_training integrations/langchain_stm \
-         integrations/llama_index/embeddings/stm integrations/llama_index/retrievers/stm
+         integrations/llama_index/embeddings/stm integrations/llama_index/retrievers/stm \
+         integrations/llama_index/vector_stores/stm
+# Two workers; a file's tests stay together, since they share fixtures. One thread each, or they wait for each other.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow check check-wheel bench-env format constraints clean
+.PHONY: help install demo test test-slow interop check check-wheel bench-env format constraints clean
 
 help:
 	@echo "make demo         the whole path on the demo's handbook: train, merge, prove, export, index, search"
 	@echo "make test         the tests (minutes); make test-slow for the long ones"
+	@echo "make interop      one retriever folder in other programs, each in an environment of its own (gigabytes)"
 	@echo "make check        ruff, formatting, mypy, who may import whom"
 	@echo "make check-wheel  the built wheel in a fresh environment without torch"
 	@echo "make bench-env    environments of the peers that we are measured against, in .venv-bench; PEERS=mergekit for one"
@@ -34,10 +39,14 @@ demo: install
 	$(BIN)/stm-train demo $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu and not interop" $(ARGS)
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
+
+interop: install
+	$(BIN)/python -m tests.interop.environments
+	STM_INTEROP_RESULTS=$(CURDIR)/training/stm_training/export/interop.json $(BIN)/python -m pytest tests/interop -m interop $(ARGS)
 
 check: install
 	$(BIN)/ruff check $(CODE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Which snapshots were written here is remembered in the user's state folder; tests leave nothing there.
+_STATE = tempfile.TemporaryDirectory(prefix="stm-tests-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
-import pytest
-import pytest_socket
+import pytest  # noqa: E402
+import pytest_socket  # noqa: E402
 
-from stm_retriever import Embedder, Retriever
-from tests.tiny_retriever import make_tiny_retriever
+from stm_retriever import Embedder, Retriever  # noqa: E402
+from tests.tiny_retriever import make_tiny_retriever  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,11 @@ COMMANDS = (
     "export",
     "evaluate",
     "index",
+    "encode",
     "search",
+    "reindex",
+    "compact",
+    "upgrade",
     "doctor",
 )
 EXIT_ERROR = 2

@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stm_retriever.errors import ConfigError, require
+from stm_retriever.index.kinds import check_kind
 from stm_training.demo.base_model import find_base
 from stm_training.filtering.settings import FilterSection
 from stm_training.finetune.section import ExpertSection, TrainSection
@@ -117,6 +118,32 @@ class EvaluateSection(_Section):
     bootstrap_samples: int = Field(10_000, ge=100, description="Resamples of the paired bootstrap.")
 
 
+class ExportSection(_Section):
+    """What lies in the retriever folder."""
+
+    variants: tuple[Literal["fp32", "fp16", "w8", "int8", "w4"], ...] = Field(
+        ("fp32",),
+        min_length=1,
+        description="ONNX files to write; each beside fp32 must keep nDCG@10 on the development queries.",
+    )
+
+
+class IndexSection(_Section):
+    """The index of the corpus."""
+
+    kind: str = Field(
+        "flat",
+        description="flat (exact), hnsw, ivf, ivf-pq, sq8, rabitq, binary, factory:<FAISS string>, or "
+        "auto: by size.",
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        check_kind(kind)
+        return kind
+
+
 class Recipe(_Section):
     """Everything a run does."""
 
@@ -161,6 +188,8 @@ class Recipe(_Section):
         "mean", description="mean: better on dev; significant: the 95 % interval of the gain is above 0."
     )
     evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
+    index: IndexSection = IndexSection()
     licence: str | None = Field(None, description="Licence of the resulting model, for its card.")
     examples: tuple[str, ...] = Field((), description="Questions answered from the index at the end.")
 

@@ -228,3 +228,9 @@ def anchor_texts(source: str | None, passages: Sequence[Passage]) -> list[str]:
     """The general texts that an expert shall not forget: a corpus of its own, or the run's documents."""
     chosen = passages if source is None else read_corpus(source, "skip", allow_title_only=True)
     return [passage.content for passage in chosen]
+
+
+def trained_dimensions(plans: Sequence[ExpertPlan], members: Sequence[str]) -> list[int]:
+    """Lengths to which vectors may be cut: those that every model in the result was trained for."""
+    lengths = [set(plan.train.matryoshka) for plan in plans if plan.system in members]
+    return sorted(set.intersection(*lengths), reverse=True) if lengths else []

@@ -150,6 +150,7 @@ def export_trained(
         name=out.absolute().name,
         base=base,
         experts=[expert],
+        dimensions=job.settings.matryoshka,
         overwrite=overwrite,
         progress=tell,
     )

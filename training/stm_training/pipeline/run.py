@@ -29,6 +29,7 @@ from stm_training.pipeline.experts import (
     models_of,
     plan_experts,
     train_one,
+    trained_dimensions,
 )
 from stm_training.pipeline.members import PRETRAIN
 from stm_training.pipeline.merging import VECTORS, read_choice, search_and_choose
@@ -324,18 +325,24 @@ class _Run:
             data=summary_stage.data_card(recipe, self._path("pairs")),
             metrics=summary_stage.card_metrics(recipe, choice, self._path("evaluate"), self._proven_on()),
         )
+        dimensions = trained_dimensions(plans, choice.members)
         self._stage(
             RETRIEVER,
-            lambda out: write_retriever(recipe, choice, experts, provenance, out, self.console),
+            lambda out: write_retriever(
+                recipe, choice, experts, provenance, self._problems("dev"), dimensions, out, self.console
+            ),
             settings={"name": recipe.name, "licence": recipe.licence, "base": base_name(recipe)}
+            | {"variants": recipe.export.variants, "dimensions": dimensions}
             | self.base_key,
             inputs=[self.stages["merge"], *self._prompt_stage(), self.stages["evaluate"], *self._experts()],
             code=("stm_training.export", "stm_training.merge", "stm_retriever", *MODEL_CODE),
         )
         self._stage(
             INDEX,
-            lambda out: build_index(self._path(RETRIEVER), self._passages(), out, quiet=self.quiet),
-            settings={},
+            lambda out: build_index(
+                self._path(RETRIEVER), self._passages(), out, kind=recipe.index.kind, quiet=self.quiet
+            ),
+            settings={"kind": recipe.index.kind},
             inputs=[self.stages[RETRIEVER], self.stages["corpus"]],
             code=("stm_retriever",),
         )
