@@ -13,11 +13,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow interop check check-wheel bench-env format constraints clean
+.PHONY: help install demo test test-slow test-long interop check check-wheel bench-env format constraints clean
 
 help:
 	@echo "make demo         the whole path on the demo's handbook: train, merge, prove, export, index, search"
-	@echo "make test         the tests (minutes); make test-slow for the long ones"
+	@echo "make test         the tests (minutes); make test-slow for the long ones; make test-long: fuzzing and the paper's recipes, before a release"
 	@echo "make interop      one retriever folder in other programs, each in an environment of its own (gigabytes)"
 	@echo "make check        ruff, formatting, mypy, who may import whom"
 	@echo "make check-wheel  the built wheel in a fresh environment without torch"
@@ -39,10 +39,13 @@ demo: install
 	$(BIN)/stm-train demo $(ARGS)
 
 test: install
-	$(PYTEST) -m "not slow and not gpu and not interop" $(ARGS)
+	$(PYTEST) -m "not slow and not long and not gpu and not interop" $(ARGS)
 
 test-slow: install
 	$(PYTEST) -m slow $(ARGS)
+
+test-long: install
+	$(PYTEST) -m long $(ARGS)
 
 interop: install
 	$(BIN)/python -m tests.interop.environments

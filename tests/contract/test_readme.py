@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from stm_retriever import Document, Embedder, Retriever
 from stm_training.cli import COMMANDS, build_parser
-from tests.tiny_retriever import make_tiny_retriever
+from tests.contract.page_blocks import SHELLS, blocks_of
+from tests.contract.page_workplace import make_workplace
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-SHELL = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
+ALL_BLOCKS = blocks_of(ROOT / "README.md")
+BLOCKS = [one.code for one in ALL_BLOCKS if one.language == "python"]
+SHELL = [one for one in ALL_BLOCKS if one.language in SHELLS]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the two folders that the demo leaves, tiny."""
-    folder = tmp_path_factory.mktemp("readme")
-    make_tiny_retriever(folder / "runs" / "demo" / "retriever")
-    embedder = Embedder.load(folder / "runs" / "demo" / "retriever")
-    with Retriever.create(folder / "runs" / "demo" / "index", embedder=embedder) as retriever:
-        retriever.add(Document(id=f"d{n}", text=f"Text number {n} about asthma.") for n in range(5))
-    return folder
+    return make_workplace(tmp_path_factory.mktemp("readme"))
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -51,12 +46,15 @@ def test_the_readme_has_both_framework_examples() -> None:
 
 
 def test_every_stm_train_line_of_the_readme_is_accepted_by_the_parser() -> None:
-    lines = [line.split("#")[0].strip() for block in SHELL for line in block.splitlines()]
-    commands = [line for line in lines if line.startswith("stm-train ")]
-    assert commands
-    for line in commands:
-        words = re.findall(r'"[^"]*"|\S+', line)[1:]
-        build_parser().parse_args([word.strip('"') for word in words])
+    calls = [arguments for block in SHELL for arguments in block.stm_train]
+    assert len(calls) > 4
+    for arguments in calls:
+        build_parser().parse_args([word for word in arguments if word != "..."])
+
+
+def test_every_shell_block_of_the_readme_says_why_it_is_not_run() -> None:
+    for block in SHELL:
+        assert block.reason, f"README.md:{block.line}: put <!-- no-run: reason --> on the line before"
 
 
 def test_the_readme_s_table_names_every_command() -> None:

@@ -192,7 +192,7 @@ def test_a_folder_tampered_with_gives_a_typed_error_and_no_crash(tmp_path: Path,
     _fuzz(tmp_path, "flat", MUTATIONS[name], 20 if name != "snapshot" else 6, name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-pq"])
 @pytest.mark.parametrize("name", MUTATIONS)
 @pytest.mark.timeout(1200)

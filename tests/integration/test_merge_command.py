@@ -221,7 +221,7 @@ def start(*options: object) -> subprocess.Popen[str]:
 def test_a_killed_merge_leaves_no_half_folder_and_the_next_one_works(
     tmp_path: Path, with_signal: signal.Signals
 ) -> None:
-    base = big_model(tmp_path / "base", 4_000_000)
+    base = big_model(tmp_path / "base", 16_000_000)
     build_member(base, tmp_path / "a", 1)
     out = tmp_path / "out"
     options = ("--base", base, "--member", f"a={tmp_path}/a", "--method", "dare_ties", "--density", ".5")

@@ -129,6 +129,8 @@ def test_every_collection_weighs_the_same_in_the_figures_and_stands_in_the_repor
     assert set(sets) == {"test", "forum"}
     for system, row in figures["systems"].items():
         assert row["ndcg@10"] == pytest.approx((sets["test"][system] + sets["forum"][system]) / 2)
+        runs = [run / "evaluate" / "runs" / f"{name}.{system.replace(':', '-')}.run" for name in sets]
+        assert all(path.read_text().count(" Q0 ") > 0 for path in runs)  # for trec_eval and other programs
     report = (run / "report" / "report.html").read_text(encoding="utf-8")
     assert "Collection by collection" in report
     assert "Fused vectors" in report

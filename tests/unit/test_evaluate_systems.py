@@ -107,15 +107,7 @@ def test_a_model_that_is_not_there_is_an_error_of_ours(collection: Collection, t
 def test_the_command_prints_a_table_and_writes_the_figures(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        command,
-        "run_model",
-        lambda model, collection, **options: (
-            systems.run_bm25(collection)
-            if model == "bm25"
-            else systems.run_encoder(WordCounter(), collection)
-        ),
-    )
+    monkeypatch.setattr(systems, "load_encoder", lambda model, options: (WordCounter(), {"kind": "counter"}))
     file = tmp_path / "out" / "figures.json"
 
     status = evaluate("counter", "bm25", "--data", str(folder), "--json", str(file))
@@ -123,7 +115,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(
     assert status == 0
     printed = capsys.readouterr().out
     assert "2 queries, 3 documents" in printed
-    assert "reference" in next(line for line in printed.splitlines() if line.startswith("counter"))
+    assert any(line.startswith("counter (reference)") for line in printed.splitlines())
     assert "1.0000" in next(line for line in printed.splitlines() if line.startswith("bm25"))
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert figures["systems"]["counter"] == {"ndcg@10": 1.0, "recall@10": 1.0, "delta": None, "ci95": None}

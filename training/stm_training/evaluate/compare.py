@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stm_retriever.errors import ConfigError, DataError
 from stm_training.evaluate import metrics
+from stm_training.evaluate.bootstrap import DEFAULT, Method
 from stm_training.evaluate.significance import paired_bootstrap
 
 NDCG, RECALL = "ndcg@10", "recall@10"
@@ -73,6 +74,7 @@ def compare(
     *,
     seed: int = 0,
     samples: int = 10_000,
+    method: Method = DEFAULT,
 ) -> Comparison:
     """Mean figures of every system, and its difference to the base with a paired 95 % interval.
 
@@ -82,6 +84,7 @@ def compare(
         base: The system that differences are taken to.
         seed: Seeds the bootstrap; the same resamples serve every system.
         samples: Bootstrap samples.
+        method: The interval; see :func:`stm_training.evaluate.bootstrap.interval`.
 
     Raises:
         ConfigError: If the base is not among the systems or a metric is missing.
@@ -104,7 +107,7 @@ def compare(
         result = SystemResult(ndcg10=ndcg, recall10=recall)
         if name != base:
             diffs = _in_order(per_metric[NDCG], queries) - _in_order(scores[base][NDCG], queries)
-            gain = paired_bootstrap(diffs, seed=seed, samples=samples)
+            gain = paired_bootstrap(diffs, seed=seed, samples=samples, method=method)
             result = result.model_copy(update={"delta": gain.mean, "ci95": (gain.lo, gain.hi)})
         systems[name] = result
     return Comparison(base, len(queries), systems)

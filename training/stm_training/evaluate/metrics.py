@@ -1,7 +1,8 @@
 """Retrieval metrics with trec_eval's definitions, per query.
 
 Graded gains as in trec_eval's ``ndcg_cut`` (gain = grade, discount ``log2(rank + 1)``); ties are broken as
-trec_eval breaks them: by score, compared in single precision, then by document id, both descending.
+trec_eval breaks them: by score, compared in single precision, then by document id, both descending. These two
+are for inner loops; :mod:`stm_training.evaluate.measures` has the others, by trec_eval itself.
 """
 
 from __future__ import annotations
@@ -91,15 +92,19 @@ def _gain_matrices(run: Run, qrels: Qrels, k: int) -> tuple[NDArray[np.float64],
     gains = np.zeros((len(qrels), k))
     ideal = np.zeros((len(qrels), k))
     for row, (query_id, judged) in enumerate(qrels.items()):
-        top = _first(query_id, run.get(query_id, ()), k)
+        top = first_documents(query_id, run.get(query_id, ()), k)
         gains[row, : len(top)] = [max(judged.get(document_id, 0), 0) for document_id in top]
         best = sorted((grade for grade in judged.values() if grade > 0), reverse=True)[:k]
         ideal[row, : len(best)] = best
     return gains, ideal
 
 
-def _first(query_id: str, results: Sequence[tuple[str, float]], k: int) -> list[str]:
-    """Ids of the first ``k`` documents in trec_eval's order."""
+def first_documents(query_id: str, results: Sequence[tuple[str, float]], k: int | None = None) -> list[str]:
+    """Ids of the first ``k`` documents (all if None) in trec_eval's order.
+
+    Raises:
+        DataError: If a document is there twice or a score is not a number.
+    """
     if not results:
         return []
     ids = [document_id for document_id, _ in results]

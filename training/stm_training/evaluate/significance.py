@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm_retriever.errors import ConfigError, DataError
+from stm_training.evaluate.bootstrap import DEFAULT, Method, Resampled, interval
 
 _DRAWS_PER_BLOCK = 2**22  # 32 MiB of indices at a time
 
@@ -27,8 +28,9 @@ def paired_bootstrap(
     samples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
+    method: Method = DEFAULT,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean of paired differences (Efron and Tibshirani 1993, ch. 13).
+    """Bootstrap interval of a mean of paired differences.
 
     Queries are drawn with replacement; a query keeps both its scores, so what the systems share cancels out.
 
@@ -37,26 +39,32 @@ def paired_bootstrap(
         samples: Bootstrap samples.
         seed: The same seed and differences give the same interval.
         level: Coverage aimed at, between 0 and 1.
+        method: See :func:`stm_training.evaluate.bootstrap.interval`.
 
     Returns:
-        The mean and the interval's two ends. With a handful of queries the interval is too narrow: state n.
+        The mean and the interval's two ends. With a handful of queries no interval can be trusted: state n.
 
     Raises:
-        ConfigError: If ``samples`` or ``level`` cannot be used.
+        ConfigError: If ``samples``, ``level`` or ``method`` cannot be used.
         DataError: If there are no differences or one is not finite.
     """
     values = np.asarray(diffs, dtype=np.float64)
     _check(values, samples, level)
+    lo, hi = interval(method, _resample(values, samples, seed, squares=method == "studentised"), level)
+    return Interval(float(values.mean()), float(lo[0]), float(hi[0]))
+
+
+def _resample(values: NDArray[np.float64], samples: int, seed: int, *, squares: bool) -> Resampled:
     rng = np.random.default_rng(seed)
     step = max(1, _DRAWS_PER_BLOCK // len(values))
-    means = np.empty(samples)
+    means, mean_squares = np.empty((1, samples)), np.empty((1, samples)) if squares else None
     for start in range(0, samples, step):
         stop = min(start + step, samples)
-        drawn = rng.integers(0, len(values), size=(stop - start, len(values)))
-        means[start:stop] = values[drawn].mean(axis=1)
-    tail = (1.0 - level) / 2.0
-    lo, hi = np.quantile(means, [tail, 1.0 - tail])
-    return Interval(float(values.mean()), float(lo), float(hi))
+        drawn = values[rng.integers(0, len(values), size=(stop - start, len(values)))]
+        means[0, start:stop] = drawn.mean(axis=1)
+        if mean_squares is not None:
+            mean_squares[0, start:stop] = (drawn**2).mean(axis=1)
+    return Resampled(values[None, :], means, mean_squares)
 
 
 def _check(values: NDArray[np.float64], samples: int, level: float) -> None:

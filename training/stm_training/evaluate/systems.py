@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stm_retriever.errors import DataError
+from stm_retriever.errors import ConfigError, DataError
+from stm_retriever.folder import Prompts
+from stm_retriever.fusion import RRF_K, reciprocal_ranks
 from stm_training.data.records import Collection
 from stm_training.evaluate import metrics
 from stm_training.evaluate.bm25 import BM25
+from stm_training.evaluate.encoders import Encoder, load_encoder
 from stm_training.evaluate.ranking import rank
+from stm_training.evaluate.trec_files import read_run
 
 BM25_NAME = "bm25"
+HYBRID_PREFIX = "hybrid:"
+RUN_PREFIX = "run:"
 
 
-class Encoder(Protocol):
-    """What ranks documents by vectors: :class:`stm_retriever.Embedder`, or a model still in training."""
+@dataclass(frozen=True, slots=True)
+class RankOptions:
+    """How models are run.
 
-    def encode_query(self, texts: Sequence[str], *, show_progress: bool = False) -> NDArray[np.float32]:
-        """(n, d) unit vectors of texts in the role of queries."""
-        ...
+    Attributes:
+        depth: How many documents per query.
+        exclude_self: See :func:`stm_training.evaluate.ranking.rank`.
+        variant: Which ONNX file of a retriever folder.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        download: Whether the hub may be asked when the cache has no copy.
+        prompts: Instead of those stored with a transformers or sentence-transformers model.
+        show_progress: Show a bar while encoding.
+    """
 
-    def encode_document(self, texts: Sequence[str], *, show_progress: bool = False) -> NDArray[np.float32]:
-        """(n, d) unit vectors of texts in the role of documents."""
-        ...
+    depth: int = 100
+    exclude_self: bool = False
+    variant: str = "fp32"
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    download: bool = False
+    prompts: Prompts | None = None
+    show_progress: bool = False
+
+
+DEFAULT_OPTIONS = RankOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What a model returned, and what decided it.
+
+    Attributes:
+        run: Query id -> (document id, score), best first.
+        about: What the model is, for the JSON file: its kind, prompts, lengths.
+    """
+
+    run: metrics.Run
+    about: dict[str, Any]
 
 
 def run_encoder(
@@ -70,39 +101,104 @@ def run_bm25(collection: Collection, *, k: int = 100, exclude_self: bool = False
     return index.search(judged_queries(collection), k=k, exclude_self=exclude_self)
 
 
-def run_model(
-    model: str,
-    collection: Collection,
-    *,
-    k: int = 100,
-    exclude_self: bool = False,
-    variant: str = "fp32",
-    device: Literal["cpu", "cuda", "auto"] = "cpu",
-    download: bool = False,
-    show_progress: bool = False,
-) -> metrics.Run:
-    """Rank a collection with a retriever folder, a name on the hub, or ``bm25``.
+def run_hybrid(dense: metrics.Run, lexical: metrics.Run, *, k: int = 100) -> metrics.Run:
+    """Fuse two runs by reciprocal rank (Cormack et al. 2009), as the retriever's hybrid mode does.
 
     Args:
-        model: Folder, hub name, or ``bm25``.
+        dense: Query id -> results, best first.
+        lexical: The same queries.
+        k: How many documents per query are kept.
+    """
+    fused: dict[str, list[tuple[str, float]]] = {}
+    for query, results in dense.items():
+        rankings = [[name for name, _ in found] for found in (results, lexical.get(query, ()))]
+        fused[query] = list(reciprocal_ranks(rankings).items())[:k]
+    return fused
+
+
+def rank_model(
+    model: str,
+    collection: Collection,
+    options: RankOptions = DEFAULT_OPTIONS,
+    *,
+    known: dict[str, Ranked] | None = None,
+) -> Ranked:
+    """Rank a collection with any model.
+
+    Args:
+        model: Retriever folder; transformers or sentence-transformers folder; a name on the hub; ``bm25``;
+            ``hybrid:MODEL`` for the reciprocal rank fusion of a model with BM25; ``run:FILE`` for results in
+            TREC format that anything else made.
         collection: One split.
-        k: How many documents per query.
-        exclude_self: See :func:`stm_training.evaluate.ranking.rank`.
-        variant: Which ONNX file of the folder.
-        device: ``cpu``, ``cuda`` or ``auto``.
-        download: Whether the hub may be asked when the cache has no copy.
-        show_progress: Show a bar while encoding.
+        options: How to run it.
+        known: What was ranked before under the same options, by model; taken from and added to, so that a
+            hybrid does not encode its model's documents again.
 
     Raises:
-        ModelFolderError: If the model is not there or has no ONNX file.
-        DataError: See :func:`run_encoder`.
+        ModelFolderError: If the model is not there or cannot be run.
+        DataError: See :func:`run_encoder`; or if a run file cannot be read or knows none of the queries.
+        ConfigError: If the name is no such name.
     """
-    if model == BM25_NAME:
-        return run_bm25(collection, k=k, exclude_self=exclude_self)
-    from stm_retriever import Embedder  # onnxruntime is loaded only by those who encode
+    known = {} if known is None else known
+    if model not in known:
+        known[model] = _rank(model, collection, options, known)
+    return known[model]
 
-    encoder = Embedder.load(model, variant=variant, device=device, local_files_only=not download)
-    return run_encoder(encoder, collection, k=k, exclude_self=exclude_self, show_progress=show_progress)
+
+def run_model(model: str, collection: Collection, *, k: int = 100, **options: Any) -> metrics.Run:
+    """The run alone of :func:`rank_model`; ``options`` are those of :class:`RankOptions`."""
+    return rank_model(model, collection, RankOptions(depth=k, **options)).run
+
+
+def _rank(model: str, collection: Collection, options: RankOptions, known: dict[str, Ranked]) -> Ranked:
+    if model == BM25_NAME:
+        run = run_bm25(collection, k=options.depth, exclude_self=options.exclude_self)
+        return Ranked(run, {"kind": BM25_NAME})
+    if model.startswith(HYBRID_PREFIX):
+        return _rank_hybrid(model.removeprefix(HYBRID_PREFIX), collection, options, known)
+    if model.startswith(RUN_PREFIX):
+        return _read_ranked(Path(model.removeprefix(RUN_PREFIX)), collection, options)
+    encoder, about = load_encoder(model, options)
+    run = run_encoder(
+        encoder,
+        collection,
+        k=options.depth,
+        exclude_self=options.exclude_self,
+        show_progress=options.show_progress,
+    )
+    return Ranked(run, about)
+
+
+def _rank_hybrid(
+    model: str, collection: Collection, options: RankOptions, known: dict[str, Ranked]
+) -> Ranked:
+    if model == BM25_NAME or model.startswith((HYBRID_PREFIX, RUN_PREFIX)) or not model:
+        raise ConfigError(
+            f"hybrid:{model} makes no sense: hybrid: is followed by a dense model, as in hybrid:FOLDER."
+        )
+    dense = rank_model(model, collection, options, known=known)
+    lexical = rank_model(BM25_NAME, collection, options, known=known)
+    run = run_hybrid(dense.run, lexical.run, k=options.depth)
+    return Ranked(run, {"kind": "hybrid", "fusion": f"rrf, k = {RRF_K}", "of": [dense.about, lexical.about]})
+
+
+def _read_ranked(path: Path, collection: Collection, options: RankOptions) -> Ranked:
+    found = read_run(path)
+    queries = judged_queries(collection)
+    if not any(name in found for name in queries):
+        raise DataError(
+            f"{path} has results for {len(found)} queries, none of which is judged here; the first is "
+            f"{next(iter(found))!r}, and {next(iter(queries))!r} is judged. "
+            "Is it a run of another collection?"
+        )
+    run: dict[str, list[tuple[str, float]]] = {}
+    for query in queries:
+        results = [hit for hit in found.get(query, ()) if not (options.exclude_self and hit[0] == query)]
+        order = {
+            name: rank for rank, name in enumerate(metrics.first_documents(query, results, options.depth))
+        }
+        run[query] = sorted((hit for hit in results if hit[0] in order), key=lambda hit: order[hit[0]])
+    return Ranked(run, {"kind": "run file"})
 
 
 def judged_queries(collection: Collection) -> dict[str, str]:

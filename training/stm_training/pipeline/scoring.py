@@ -17,6 +17,8 @@ from stm_training.finetune.encode import encode_texts
 from stm_training.pipeline.collections import Problem, document_id
 
 QueryMetrics = dict[str, dict[str, float]]
+Ranking = dict[str, list[tuple[str, float]]]
+"""Document ids and scores by query id, best first."""
 Vectors = NDArray[np.float32]
 
 # Passages ranked per query before those of one document are counted once.
@@ -28,8 +30,8 @@ def encode_passages(backbone: Backbone, problem: Problem) -> Vectors:
     return encode_texts(backbone, [passage.content for passage in problem.passages], "document")
 
 
-def score_backbone(backbone: Backbone, problem: Problem, documents: Vectors | None = None) -> QueryMetrics:
-    """Encode a problem with a model in memory, rank, and score.
+def rank_backbone(backbone: Backbone, problem: Problem, documents: Vectors | None = None) -> Ranking:
+    """Encode a problem with a model in memory and rank its documents.
 
     Args:
         backbone: The model.
@@ -37,16 +39,25 @@ def score_backbone(backbone: Backbone, problem: Problem, documents: Vectors | No
         documents: The passages' vectors (m, d) by this very model, where they are known.
 
     Returns:
-        ``{"ndcg@10": {query id: value}, "recall@10": {...}}``.
+        Document ids and scores by query, best first.
     """
     if documents is None:
         documents = encode_passages(backbone, problem)
     queries = encode_texts(backbone, list(problem.queries.values()), "query")
-    return score_vectors(queries, documents, problem)
+    return rank_vectors(queries, documents, problem)
 
 
-def score_vectors(queries: Vectors, documents: Vectors, problem: Problem) -> QueryMetrics:
-    """Score query vectors (n, d) against passage vectors (m, d), in the problem's order."""
+def score_backbone(backbone: Backbone, problem: Problem, documents: Vectors | None = None) -> QueryMetrics:
+    """Rank as :func:`rank_backbone` does, and score.
+
+    Returns:
+        ``{"ndcg@10": {query id: value}, "recall@10": {...}}``.
+    """
+    return score_run(rank_backbone(backbone, problem, documents), problem.qrels)
+
+
+def rank_vectors(queries: Vectors, documents: Vectors, problem: Problem) -> Ranking:
+    """Rank documents by query vectors (n, d) against passage vectors (m, d), in the problem's order."""
     run = rank(
         queries,
         documents,
@@ -54,7 +65,12 @@ def score_vectors(queries: Vectors, documents: Vectors, problem: Problem) -> Que
         doc_ids=[passage.id for passage in problem.passages],
         k=min(_DEPTH, len(problem.passages)),
     )
-    return score_passages(run, problem)
+    return ranked_documents(run, problem)
+
+
+def score_vectors(queries: Vectors, documents: Vectors, problem: Problem) -> QueryMetrics:
+    """Score query vectors (n, d) against passage vectors (m, d), in the problem's order."""
+    return score_run(rank_vectors(queries, documents, problem), problem.qrels)
 
 
 def vectors_path(folder: Path, system: str, problem: Problem) -> Path:
@@ -70,16 +86,21 @@ def read_vectors(folder: Path, system: str, problem: Problem) -> Vectors | None:
     return np.load(path, allow_pickle=False) if path.exists() else None
 
 
-def score_bm25(problem: Problem) -> QueryMetrics:
-    """Score BM25 on a problem."""
+def rank_bm25(problem: Problem) -> Ranking:
+    """Rank a problem's documents by BM25."""
     index = BM25({passage.id: passage.content for passage in problem.passages})
-    return score_passages(index.search(problem.queries, k=_DEPTH), problem)
+    return ranked_documents(index.search(problem.queries, k=_DEPTH), problem)
 
 
 def score_passages(run: Mapping[str, Sequence[tuple[str, float]]], problem: Problem) -> QueryMetrics:
     """Score ranked passages, counting each document once, at its best passage."""
+    return score_run(ranked_documents(run, problem), problem.qrels)
+
+
+def ranked_documents(run: Mapping[str, Sequence[tuple[str, float]]], problem: Problem) -> Ranking:
+    """Ranked passages as documents, each once, at its best passage."""
     parent = {passage.id: document_id(passage) for passage in problem.passages}
-    documents: dict[str, list[tuple[str, float]]] = {}
+    documents: Ranking = {}
     for query_id, hits in run.items():
         best: dict[str, float] = {}
         for passage_id, score in hits:
@@ -87,7 +108,7 @@ def score_passages(run: Mapping[str, Sequence[tuple[str, float]]], problem: Prob
             if not (problem.exclude_self and name == query_id):
                 best.setdefault(name, score)  # hits come best first
         documents[query_id] = list(best.items())
-    return score_run(documents, problem.qrels)
+    return documents
 
 
 def together(per_problem: Sequence[QueryMetrics]) -> QueryMetrics:
