@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow test-long interop check check-wheel bench-env format constraints clean
+.PHONY: help install demo test test-slow test-long interop check check-wheel docs bench-env format constraints clean
 
 help:
 	@echo "make demo         the whole path on the demo's handbook: train, merge, prove, export, index, search"
@@ -21,6 +21,7 @@ help:
 	@echo "make interop      one retriever folder in other programs, each in an environment of its own (gigabytes)"
 	@echo "make check        ruff, formatting, mypy, who may import whom"
 	@echo "make check-wheel  the built wheel in a fresh environment without torch"
+	@echo "make docs         the documentation site, in site/"
 	@echo "make bench-env    environments of the peers that we are measured against, in .venv-bench; PEERS=mergekit for one"
 	@echo "make format       apply ruff's formatting and safe fixes"
 
@@ -59,6 +60,9 @@ check: install
 
 check-wheel: install
 	$(BIN)/python tests/check_wheel.py
+
+docs: install
+	$(BIN)/zensical build --strict -f mkdocs.yml
 
 bench-env: install
 	$(BIN)/python benchmarks/environments.py $(PEERS)

@@ -86,6 +86,17 @@ def test_the_report_and_the_table_are_there(finished: Path) -> None:
         assert name in output
 
 
+def test_a_dry_run_says_what_is_done_and_writes_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    recipe = next(finished.glob("*.yaml"))
+    done = stm_train("run", recipe, "--run-folder", finished / "run", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    stages = [path.name for path in (finished / "run").iterdir() if (path / "stage.json").is_file()]
+    assert len(stages) >= 10
+    assert done.stdout.count("done, skipped") == len(stages)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
 def test_a_finished_run_repeats_nothing(finished: Path) -> None:
     again = stm_train("run", finished / "recipe.yaml", "--run-folder", finished / "run", "--quiet")
     assert again.returncode in (0, 3), again.stderr

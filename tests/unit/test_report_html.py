@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,23 +12,34 @@ from pydantic import ValidationError
 
 from stm_training.evaluate.compare import SystemResult
 from stm_training.evaluate.selection import choose
-from stm_training.report.forest import forest_plot
+from stm_training.leakage.report import Example, LeakageReport, Overlap
+from stm_training.report.forest import Row, forest_svg, limits_of, rows_of
 from stm_training.report.html import render, write_report
+from stm_training.report.negatives import negatives_svg
+from stm_training.report.sections import (
+    negative_scores,
+    query_changes,
+    query_milliseconds,
+    variants_of,
+    with_near_duplicates,
+)
 from stm_training.report.summary import (
     DataSummary,
     DroppedExample,
     ExpertSummary,
     LeakageSummary,
     MergeSummary,
+    NegativeScores,
     ParitySummary,
     RunSummary,
     SkippedLine,
     SynthesisSummary,
 )
+from tests.report_summaries import rich_summary
 
 HOSTILE = "<script>alert('x')</script>"
 BASE = np.linspace(0.1, 0.9, 50)
-VOID = {"meta", "line", "circle"}
+VOID = {"meta", "br"}
 
 
 def full_summary(text: str = "plain") -> RunSummary:
@@ -151,9 +164,12 @@ def test_the_page_loads_nothing_from_anywhere() -> None:
 
     assert not {"script", "link", "img", "iframe", "object", "embed"} & {tag for tag, _ in parsed.tags}
     assert not [attrs for _, attrs in parsed.tags if {"src", "href", "onload", "onclick"} & attrs.keys()]
-    html = render(full_summary())
-    assert "http" not in html.replace("http-equiv", "")
-    assert "url(" not in html
+    html = render(rich_summary())
+    # A drawing's namespaces are names, not addresses.
+    html = re.sub(r'xmlns(:xlink)?="http://www.w3.org/[\w/]+"', "", html.replace("http-equiv", ""))
+    assert "http" not in html
+    assert "url(" not in html.replace("url(#", "")
+    assert not re.findall(r'href="[^#]', html)
     assert "@import" not in html
     policy = next(attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv"))
     assert policy is not None
@@ -275,30 +291,146 @@ def test_the_figures_are_exactly_what_the_json_option_promises() -> None:
     assert figures["seed"] == 7
 
 
-def test_the_forest_plot_puts_every_interval_on_one_scale() -> None:
-    plot = forest_plot(full_summary("merged").systems)
+def test_the_forest_plot_scales_to_the_systems_that_are_near_each_other() -> None:
+    rows = rows_of(full_summary("merged").systems)
 
-    assert plot is not None
-    merged, bm25 = plot.rows
-    assert (merged.name, bm25.name) == ("merged", "bm25")
-    assert bm25.lo < bm25.mid < bm25.hi < plot.zero < merged.lo < merged.mid < merged.hi
-    per_point = (merged.mid - plot.zero) / 5.0
-    assert (plot.zero - bm25.lo) / 12.0 == pytest.approx(per_point, rel=1e-3)
-    positions = {label: x for x, label in plot.ticks}
-    assert positions["0"] == plot.zero
-    assert all(0 <= x <= plot.width for x in (bm25.lo, merged.hi, *positions.values()))
+    assert [row.name for row in rows] == ["merged", "bm25"]
+    assert rows[0].label == "+5.00  (+2.00 to +8.10)"
+    low, high = limits_of(rows)
+    assert low < -12.0
+    assert high > 8.1
+    encoders = [Row(str(number), 2.0 + number, 3.0 + number, 4.0 + number) for number in range(3)]
+    low, high = limits_of([*encoders, Row("bm25", -30.0, -25.0, -20.0)])
+    assert -2.0 < low <= 0.0
+    assert high >= 6.0
+
+
+def test_a_system_beyond_the_scale_keeps_its_figures() -> None:
+    systems = rich_summary().systems
+
+    drawn = forest_svg(systems, shipped="merged")
+
+    assert drawn is not None
+    for words in ("bm25", "-24.97", "merged", "(ships)", "+4.36"):
+        assert words in drawn
 
 
 def test_a_plot_of_no_differences_at_all_still_has_a_scale() -> None:
     same = SystemResult(ndcg10=0.5, recall10=0.5, delta=0.0, ci95=(0.0, 0.0))
 
-    plot = forest_plot({"same": same})
+    low, high = limits_of(rows_of({"same": same}))
 
-    assert plot is not None
-    assert plot.rows[0].lo == plot.rows[0].hi == plot.zero
-    assert len(plot.ticks) >= 2
+    assert low < 0.0 < high
+    assert forest_svg({"same": same}) is not None
 
 
 def test_without_any_interval_there_is_no_plot() -> None:
-    assert forest_plot({"base": SystemResult(ndcg10=0.5, recall10=0.5)}) is None
+    assert forest_svg({"base": SystemResult(ndcg10=0.5, recall10=0.5)}) is None
     assert "<svg" not in render(minimal_summary())
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "better on 1 of the queries, worse on 1, alike on 1",
+        "a handbook 0.20 → 1.00",
+        "relevant: a handbook",
+        "90.3 MB",
+        "4.2 ms",
+        "-0.25",
+        "2 development and test queries are nearly training queries",
+        "3 of their documents are, or nearly are, training documents",
+        "(0.86) a handbook",
+    ],
+)
+def test_the_parts_that_a_run_may_record_are_shown(shown: str) -> None:
+    assert shown in page(rich_summary()).text
+
+
+def test_each_text_of_those_parts_is_escaped() -> None:
+    html = render(rich_summary(HOSTILE))
+
+    assert "<script" not in html
+    assert page(rich_summary(HOSTILE)).open == []
+
+
+def test_two_charts_of_one_page_share_no_id() -> None:
+    found = re.findall(r'\bid="([^"]+)"', render(rich_summary()))
+
+    assert len(found) == len(set(found))
+
+
+def test_wins_and_losses_are_counted_and_the_largest_are_shown_first() -> None:
+    before = {f"q{number}": 0.5 for number in range(10)}
+    after = before | {"q1": 0.9, "q2": 0.6, "q3": 0.1, "q4": 0.5 + 1e-12}
+
+    found = query_changes(before, after, {"q1": "one " * 100}, {"q1": ["a", "b", "c"]}, count=1)
+
+    assert (found.wins, found.losses, found.ties) == (2, 1, 7)
+    assert [one.after for one in found.gains] == [0.9]
+    assert [one.query for one in found.drops] == ["q3"]
+    assert len(found.gains[0].query) <= 160
+    assert found.gains[0].relevant == ("a", "b")
+
+
+def test_a_system_that_lacks_a_query_is_not_compared() -> None:
+    with pytest.raises(KeyError):
+        query_changes({"a": 1.0}, {}, {}, {})
+
+
+def test_the_histogram_of_a_mining_is_read_as_the_run_records_it() -> None:
+    histogram = {"edges": [0.0, 0.5, 1.0], "positives": [0, 3], "kept": [2, 1], "rejected": [9, 0]}
+
+    scores = negative_scores({"model": "m", "histogram": histogram, "counts": {}})
+
+    assert scores is not None
+    assert scores.kept == (2, 1)
+    drawn = negatives_svg(scores)
+    assert drawn is not None
+    assert "kept (3)" in drawn
+    assert negative_scores(None) is None
+    assert negatives_svg(scores.model_copy(update={"kept": (0, 0)})) is None
+    with pytest.raises(ValidationError, match="counts for 3 edges"):
+        NegativeScores(model="m", edges=(0, 1, 2), positives=(1,), kept=(1, 1), rejected=(1, 1))
+
+
+def test_variants_are_read_from_the_retriever_folder(tiny_onnx_retriever: Path) -> None:
+    (one,) = variants_of(tiny_onnx_retriever, {"fp32": 1.5})
+
+    assert one.name == "fp32"
+    assert one.size == (tiny_onnx_retriever / "onnx" / "model.onnx").stat().st_size
+    assert one.query_ms == 1.5
+
+
+def test_a_time_is_the_median_of_single_queries() -> None:
+    asked: list[list[str]] = []
+
+    found = query_milliseconds(asked.append, ["a", "b", "c"])
+
+    assert asked == [["a"], ["a"], ["b"], ["c"]]
+    assert found >= 0.0
+
+
+def test_near_duplicates_are_added_from_the_search_for_them() -> None:
+    example = Example("near", 0.85, "q1", "how is gout treated " * 20, "t1", "how is gout treated now")
+    common = {"train": "pairs", "test": "mine/test", "train_texts": 10, "test_texts": 5, "train_hits": 1}
+    queries = Overlap(
+        **common,
+        train_role="query",
+        test_role="query",
+        exact=0,
+        normalised=1,
+        near=1,
+        test_ids=("q0", "q1"),
+        examples=(example,),
+    )
+    documents = replace(queries, train_role="document", test_role="document", exact=3, near=2, examples=())
+    crossed = replace(queries, train_role="query", test_role="document", near=7, examples=())
+
+    found = with_near_duplicates(
+        LeakageSummary(train_queries=10), LeakageReport((queries, documents, crossed), threshold=0.8)
+    )
+
+    assert (found.train_queries, found.near, found.near_documents, found.threshold) == (10, 1, 6, 0.8)
+    assert [one.similarity for one in found.examples] == [0.85]
+    assert len(found.examples[0].test) <= 160

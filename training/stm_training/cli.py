@@ -32,6 +32,8 @@ COMMANDS = (
     "compact",
     "upgrade",
     "doctor",
+    "clean",
+    "push",
 )
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130

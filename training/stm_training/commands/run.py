@@ -26,6 +26,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("recipe", help="YAML file; write one with stm-train init")
     add_run_options(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the stages, what is read, and about what it takes, and stop; nothing is written",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the recipe."""
     recipe = load_recipe(arguments.recipe)
     require_training()
+    folder = Path(arguments.run_folder or Path("runs") / recipe.name)
+    if arguments.dry_run:
+        from stm_training.pipeline.planning import plan_run
+
+        print("\n".join(plan_run(recipe, folder).lines()))
+        return 0
     from stm_training.pipeline.run import run_recipe  # after the recipe is checked: this imports torch
 
-    folder = Path(arguments.run_folder or Path("runs") / recipe.name)
     json_path = Path(arguments.json) if arguments.json else None
     return run_recipe(recipe, folder, json_path=json_path, quiet=arguments.quiet)

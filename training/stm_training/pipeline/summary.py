@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stm_training.data.reading import read_corpus
 from stm_training.evaluate.compare import Comparison, compare, contradiction
 from stm_training.evaluate.versions import installed_versions
 from stm_training.merge.recipe import READS
-from stm_training.pipeline.corpus import INFO
+from stm_training.pipeline.collections import document_id, read_split
+from stm_training.pipeline.corpus import INFO, PASSAGES
 from stm_training.pipeline.evaluation import NDCG, SCORES
 from stm_training.pipeline.experts import RECORD, ExpertPlan
 from stm_training.pipeline.merging import candidates, fusion_curve
@@ -21,6 +23,7 @@ from stm_training.pipeline.systems import BASE, MERGED, Choice
 from stm_training.pipeline.use import USE
 from stm_training.recipe import Recipe
 from stm_training.report.html import write_report
+from stm_training.report.sections import negative_scores, query_changes, variants_of
 from stm_training.report.summary import (
     DataSummary,
     ExpertSummary,
@@ -29,6 +32,7 @@ from stm_training.report.summary import (
     MergeSummary,
     ParitySummary,
     ProvenOn,
+    QueryChanges,
     RunSummary,
     SetSummary,
     SkippedLine,
@@ -118,6 +122,9 @@ def summarise(
         candidates=candidates(stages["merge"].path),
         fusion=fusion_curve(stages["merge"].path),
         parity=_parity(parity),
+        negatives=negative_scores((pairs.get("refinement") or {}).get("mining")),
+        variants=variants_of(stages["retriever"].path),
+        query_changes=_query_changes(recipe, choice, evaluation, stages),
         synthesis=SynthesisSummary(**pairs["synthesis"]) if pairs["synthesis"] else None,
         leakage=LeakageSummary(**pairs["leakage"]),
         guards=tuple(GuardSummary(name=name, scores=scores) for name, scores in evaluation["guards"].items()),
@@ -127,6 +134,24 @@ def summarise(
         notice=recipe.notice,
         recipe_yaml=_as_yaml(recipe),
     )
+
+
+def _query_changes(
+    recipe: Recipe, choice: Choice, evaluation: Mapping[str, Any], stages: Mapping[str, Stage]
+) -> QueryChanges | None:
+    """Test queries that were won and lost; not where several collections are scored as one."""
+    if recipe.domains or choice.shipped == BASE:
+        return None
+    queries, qrels = read_split(stages["pairs"].path, "test")
+    first: dict[str, str] = {}
+    for passage in read_corpus(stages["corpus"].path / PASSAGES, allow_title_only=True):
+        first.setdefault(document_id(passage), passage.content)
+    relevant = {
+        query: [first[name] for name, grade in row.items() if grade > 0 and name in first]
+        for query, row in qrels.items()
+    }
+    scores = evaluation["scores"]
+    return query_changes(scores[BASE][NDCG], scores[choice.shipped][NDCG], queries, relevant)
 
 
 def _sets(recipe: Recipe, found: Mapping[str, Mapping[str, float]]) -> tuple[SetSummary, ...]:

@@ -1,87 +1,112 @@
-"""Geometry of the forest plot: differences to the base with their intervals, on one common scale."""
+"""The forest plot: differences to the base with their intervals, on one common scale."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from stm_training.evaluate.compare import SystemResult
+from stm_training.report.drawing import ACCENT, BAD, INK, LINE, SOFT, inline_svg, new_axes
 
-_ROW = 40
-_TOP = 14
-_PLOT = 320
-_MARGIN = 22
-_TICKS_AIMED_AT = 5
+_ROW, _AROUND = 0.36, 0.75  # inches
+_FAR = 3.0  # times the usual size of a difference: such a system would squeeze all others together
+_LONGEST_NAME = 28
 
 
 @dataclass(frozen=True, slots=True)
-class ForestRow:
-    """One system; pixel positions of its interval's ends and of its mean."""
+class Row:
+    """One system; differences in points (0-100).
+
+    Attributes:
+        name: The system.
+        lo: Lower end of its interval.
+        mid: Mean difference.
+        hi: Upper end.
+    """
 
     name: str
-    label: str
-    y: float
     lo: float
     mid: float
     hi: float
 
-
-@dataclass(frozen=True, slots=True)
-class ForestPlot:
-    """A whole plot in pixels.
-
-    Attributes:
-        width: Of the drawing.
-        height: Of the drawing.
-        zero: x of no difference.
-        bottom: y of the axis.
-        rows: One per system that has an interval.
-        ticks: x and label, in points (0-100).
-    """
-
-    width: int
-    height: int
-    zero: float
-    bottom: float
-    rows: tuple[ForestRow, ...]
-    ticks: tuple[tuple[float, str], ...]
+    @property
+    def label(self) -> str:
+        """The figures in words."""
+        return f"{self.mid:+.2f}  ({self.lo:+.2f} to {self.hi:+.2f})"
 
 
-def forest_plot(systems: Mapping[str, SystemResult]) -> ForestPlot | None:
-    """Lay the plot out; None where no system has an interval."""
-    spans = [
-        (name, 100 * result.delta, 100 * result.ci95[0], 100 * result.ci95[1])
+def rows_of(systems: Mapping[str, SystemResult]) -> list[Row]:
+    """The systems that have an interval, in their order."""
+    return [
+        Row(name, 100 * result.ci95[0], 100 * result.delta, 100 * result.ci95[1])
         for name, result in systems.items()
         if result.delta is not None and result.ci95 is not None
     ]
-    if not spans:
+
+
+def limits_of(rows: list[Row]) -> tuple[float, float]:
+    """Ends of the scale: around zero and every interval, but for systems that lie far off."""
+    usual = median(abs(row.mid) for row in rows)
+    near = [row for row in rows if abs(row.mid) <= _FAR * max(usual, 1.0)]
+    lowest, highest = min(0.0, *(row.lo for row in near)), max(0.0, *(row.hi for row in near))
+    margin = 0.06 * (highest - lowest) or 1.0
+    return lowest - margin, highest + margin
+
+
+def forest_svg(systems: Mapping[str, SystemResult], *, shipped: str = "") -> str | None:
+    """Draw the plot.
+
+    A system far from the others (BM25 beside good encoders) gets an arrow at the edge instead of a scale
+    that shows nothing else; its figures stand beside it all the same.
+
+    Args:
+        systems: Figures on the test queries.
+        shipped: Name of the system that ships.
+
+    Returns:
+        An ``<svg>`` element; None where no system has an interval.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    rows = rows_of(systems)
+    if not rows:
         return None
-    lowest = min(0.0, *(lo for _, _, lo, _ in spans))
-    highest = max(0.0, *(hi for _, _, _, hi in spans))
-    step = _tick_step(highest - lowest)
-    first, last = math.floor(lowest / step), max(math.ceil(highest / step), math.floor(lowest / step) + 1)
-
-    def x(points: float) -> float:
-        return round(_MARGIN + _PLOT * (points / step - first) / (last - first), 2)
-
-    rows = tuple(
-        ForestRow(
-            name, f"{mid:+.2f} ({lo:+.2f} to {hi:+.2f})", _TOP + _ROW * (index + 0.6), x(lo), x(mid), x(hi)
+    figure, axes = new_axes(6.8, _AROUND + _ROW * len(rows))
+    low, high = limits_of(rows)
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.axvline(0, color=SOFT, lw=1, ls=(0, (3, 3)), zorder=1)
+    for place, row in enumerate(rows):
+        colour = ACCENT if row.lo > 0 else BAD if row.hi < 0 else INK
+        if row.hi < low or row.lo > high:
+            edge, marker = (low, "<") if row.hi < low else (high, ">")
+            axes.plot([edge], [place], marker=marker, ms=8, color=colour, clip_on=False, zorder=3)
+        else:
+            axes.plot([max(row.lo, low), min(row.hi, high)], [place, place], color=colour, lw=2.4, zorder=2)
+            axes.plot([row.mid], [place], marker="o", ms=7, color=colour, zorder=3)
+        axes.annotate(
+            row.label,
+            (1.04, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+            color=INK,
+            annotation_clip=False,
         )
-        for index, (name, mid, lo, hi) in enumerate(spans)
+    names = [_short(row.name) + ("  (ships)" if row.name == shipped else "") for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=9, color=INK, parse_math=False)
+    axes.tick_params(axis="y", length=0, pad=12)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.set_xlabel("points of nDCG@10 against the base", fontsize=9, color=SOFT)
+    told = "; ".join(f"{row.name}: {row.label}" for row in rows)
+    return inline_svg(
+        figure, "forest", f"Differences to the base in nDCG@10 points, with 95 % intervals. {told}"
     )
-    bottom = float(_TOP + _ROW * len(rows))
-    ticks = tuple(
-        (x(index * step), f"{index * step:+g}" if index else "0") for index in range(first, last + 1)
-    )
-    return ForestPlot(_PLOT + 2 * _MARGIN, int(bottom) + 26, x(0.0), bottom, rows, ticks)
 
 
-def _tick_step(span: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that gives about five ticks."""
-    if span <= 0:
-        return 1.0
-    raw = span / _TICKS_AIMED_AT
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

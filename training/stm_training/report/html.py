@@ -10,7 +10,8 @@ from typing import Any
 from stm_retriever.errors import require
 from stm_training.finetune.history import curves
 from stm_training.report.curves import learning_curves
-from stm_training.report.forest import forest_plot
+from stm_training.report.forest import forest_svg
+from stm_training.report.negatives import negatives_svg
 from stm_training.report.pareto import ChartPoint, lambda_svg, pareto_svg
 from stm_training.report.summary import RunSummary
 
@@ -54,10 +55,12 @@ def render(summary: RunSummary | Mapping[str, Any]) -> str:
     )
     environment.filters["points"] = _points
     environment.filters["duration"] = _duration
+    environment.filters["megabytes"] = lambda size: f"{size / 1e6:,.1f} MB"
     template = environment.get_template("report.html.j2")
     html: str = template.render(
         s=summary,
-        plot=forest_plot(summary.systems),
+        plot=forest_svg(summary.systems, shipped=summary.shipped),
+        negatives=None if summary.negatives is None else negatives_svg(summary.negatives),
         pareto=_pareto(summary),
         fusion=_fusion(summary),
         curves=_curves(summary),

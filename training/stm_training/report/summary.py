@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stm_training.evaluate.compare import SystemResult
 from stm_training.evaluate.selection import Decision
@@ -98,6 +98,14 @@ class SynthesisSummary(_Record):
     failures: int = Field(0, ge=0, description="Requests that gave no usable answer.")
 
 
+class LeakExample(_Record):
+    """A test text and the training text that it is nearly the same as."""
+
+    test: str
+    train: str
+    similarity: float
+
+
 class LeakageSummary(_Record):
     """Training queries that are also development or test queries."""
 
@@ -106,6 +114,61 @@ class LeakageSummary(_Record):
     exact: int = Field(0, ge=0)
     normalised: int = Field(0, ge=0, description="Equal after case, accents and punctuation are gone.")
     dropped: int = Field(0, ge=0, description="Training pairs left out because of it.")
+    near: int | None = Field(
+        None, ge=0, description="Test queries that are nearly one; None: not looked for."
+    )
+    near_documents: int | None = Field(
+        None, ge=0, description="Test documents that training documents are, or nearly are; None: likewise."
+    )
+    threshold: float | None = Field(None, description="Jaccard similarity that counts as nearly the same.")
+    examples: tuple[LeakExample, ...] = Field((), description="Some of the pairs, to read.")
+
+
+class NegativeScores(_Record):
+    """Scores of mined negatives, as counts between common edges."""
+
+    model: str = Field(description="Whose scores.")
+    edges: tuple[float, ...]
+    positives: tuple[int, ...]
+    kept: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _counts_lie_between_edges(self) -> Self:
+        for name in ("positives", "kept", "rejected"):
+            if len(getattr(self, name)) != len(self.edges) - 1:
+                message = f"{name} has {len(getattr(self, name))} counts for {len(self.edges)} edges"
+                raise ValueError(message)
+        return self
+
+
+class QueryExample(_Record):
+    """One test query that what ships answers better or worse than the base."""
+
+    query: str
+    before: float = Field(description="nDCG@10 of the base.")
+    after: float = Field(description="nDCG@10 of what ships.")
+    relevant: tuple[str, ...] = Field((), description="How its relevant documents begin.")
+
+
+class QueryChanges(_Record):
+    """Test queries one by one: what ships against the base."""
+
+    wins: int = Field(ge=0)
+    losses: int = Field(ge=0)
+    ties: int = Field(ge=0)
+    gains: tuple[QueryExample, ...] = Field((), description="The largest gains, the largest first.")
+    drops: tuple[QueryExample, ...] = Field((), description="The largest losses, the largest first.")
+
+
+class VariantSummary(_Record):
+    """One ONNX file of the retriever folder."""
+
+    name: str
+    size: int = Field(ge=0, description="Bytes, weight files included.")
+    min_cosine: float | None = Field(None, description="Lowest cosine to the model's own vectors.")
+    dev_points: float | None = Field(None, description="Change of nDCG@10 on development queries, in points.")
+    query_ms: float | None = Field(None, description="Median time of one query, in milliseconds.")
 
 
 class GuardSummary(_Record):
@@ -154,6 +217,9 @@ class RunSummary(_Record):
     leakage: LeakageSummary | None = None
     sets: tuple[SetSummary, ...] = Field((), description="Collections that the figures are the mean of.")
     guards: tuple[GuardSummary, ...] = ()
+    query_changes: QueryChanges | None = Field(None, description="Test queries, shipped against base.")
+    negatives: NegativeScores | None = Field(None, description="Of mined hard negatives, if any.")
+    variants: tuple[VariantSummary, ...] = Field((), description="The retriever folder's ONNX files.")
     served_ndcg10: float | None = Field(None, description="nDCG@10 of the answers from the index folder.")
     skipped_rows: tuple[SkippedLine, ...] = ()
     notice: str | None = None

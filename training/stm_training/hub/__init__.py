@@ -1,0 +1,1 @@
+"""Retriever folders on the Hugging Face hub."""
