@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-	  --editable '.[cpu,langchain,llama-index,train,demo]' --group dev
+	  --editable '.[cpu,langchain,llama-index,train,eval,demo]' --group dev
 	@touch $@
 
 demo: install

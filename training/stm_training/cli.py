@@ -25,6 +25,8 @@ COMMANDS = (
     "merge-search",
     "export",
     "evaluate",
+    "leakage",
+    "mteb",
     "index",
     "encode",
     "search",

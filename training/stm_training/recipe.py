@@ -154,7 +154,10 @@ class Recipe(_Section):
     corpus: str = Field(description="BEIR folder, JSONL file, or folder of .txt, .md, .html files.")
     on_error: Literal["raise", "skip"] = Field("raise", description="skip: leave bad rows out and list them.")
     on_leak: Literal["raise", "drop"] = Field(
-        "raise", description="A training query that is also a dev or test query: stop, or drop the pair."
+        "raise", description="A training query that is a dev, test or guard query: stop, or drop the pair."
+    )
+    allow_leaks: tuple[str, ...] = Field(
+        (), description="Sets, by the name that the error gives, whose queries may be trained on."
     )
     split: SplitSection = SplitSection()
     queries: QueriesSection | None = Field(

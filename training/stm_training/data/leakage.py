@@ -18,6 +18,10 @@ _TOKEN = re.compile(
     r"\U00020000-\U0003134f]|[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf"
     r"\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]+"
 )
+# Plain ASCII, which most texts are, needs none of this: letters and digits stay, in lower case.
+_ASCII_WORDS = bytes(
+    ord(chr(code).lower()) if code < 128 and chr(code).isalnum() else ord(" ") for code in range(256)
+)
 _SHOWN_OFFENDERS = 10
 
 
@@ -40,6 +44,8 @@ class Leak:
 
 def normalise(text: str) -> str:
     """Case, accents' encoding, punctuation and spacing removed (NFKC, casefold, words joined by a space)."""
+    if text.isascii() and (words := _ascii_words(text)):
+        return " ".join(words)
     folded = unicodedata.normalize("NFKC", text).casefold()
     plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", folded)).strip()
     return plain or " ".join(folded.split())  # a text of punctuation alone stays itself
@@ -47,7 +53,13 @@ def normalise(text: str) -> str:
 
 def tokens(text: str) -> list[str]:
     """Words of a text, case-folded; single characters in scripts without spaces."""
+    if text.isascii():
+        return _ascii_words(text)
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _ascii_words(text: str) -> list[str]:
+    return text.encode("ascii").translate(_ASCII_WORDS).decode("ascii").split()
 
 
 def jaccard(left: str, right: str) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stm_retriever.errors import ConfigError
+from stm_training.data.leakage import normalise
 from stm_training.data.reading import read_corpus, read_pairs
 from stm_training.data.records import Pair, Passage
 from stm_training.finetune.history import DevScore
@@ -106,8 +107,13 @@ class Watching:
         return lambda backbone: dev_score(backbone, dev, guards)
 
 
-def plan_experts(recipe: Recipe, pairs: Sequence[Pair]) -> list[ExpertPlan]:
+def plan_experts(recipe: Recipe, pairs: Sequence[Pair], leaked: Collection[str]) -> list[ExpertPlan]:
     """Divide the pairs among the experts.
+
+    Args:
+        recipe: The recipe.
+        pairs: The run's training pairs.
+        leaked: Normalised test queries that experts' own files must do without.
 
     ``all_data`` gets the same pairs as all experts together, and as many steps. An expert whose pairs are
     selected by gradient has a twin on a random choice of equal size.
@@ -118,7 +124,7 @@ def plan_experts(recipe: Recipe, pairs: Sequence[Pair]) -> list[ExpertPlan]:
     plans: list[ExpertPlan] = []
     for name, section in recipe.experts.items():
         train = _checkpointed(section.training(recipe.train))
-        plan = ExpertPlan(name, f"expert:{name}", _slice(name, section, pairs), train)
+        plan = ExpertPlan(name, f"expert:{name}", _slice(name, section, pairs, leaked), train)
         if train.select is None:
             plans.append(plan)
             continue
@@ -149,7 +155,7 @@ def _checkpointed(train: TrainSection) -> TrainSection:
     return train.model_copy(update={"save_steps": usual_save_steps(train.steps or 0)})
 
 
-def _slice(name: str, section: ExpertSection, pairs: Sequence[Pair]) -> list[Pair]:
+def _slice(name: str, section: ExpertSection, pairs: Sequence[Pair], leaked: Collection[str]) -> list[Pair]:
     kinds = set(section.kinds)
     chosen = [pair for pair in pairs if pair.kind in kinds]
     if kinds and not chosen:
@@ -160,7 +166,7 @@ def _slice(name: str, section: ExpertSection, pairs: Sequence[Pair]) -> list[Pai
         )
         raise ConfigError(message)
     for path in section.pairs:
-        chosen += read_pairs(path)
+        chosen += [pair for pair in read_pairs(path) if normalise(pair.query) not in leaked]
     if not section.hard_negatives:
         chosen = [pair.with_negatives(()) for pair in chosen]
     if section.prompt is not None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from stm_retriever.errors import DataError
-from stm_training.data.leakage import check_leakage, find_leaks, without_leaks
 from stm_training.data.reading import read_corpus
 from stm_training.data.records import Pair, Passage
 from stm_training.data.sample import sample_passages, split_documents, synthetic_collection
@@ -27,12 +26,15 @@ from stm_training.pipeline.collections import (
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.corpus import PASSAGES
 from stm_training.pipeline.domains import Domain, domain_problems, labelled_pairs, read_domains
+from stm_training.pipeline.leaks import leak_gate
 from stm_training.pipeline.refining import refine_pairs
 from stm_training.recipe import LABELLED, Recipe
 from stm_training.synthesize.result import SynthesisResult
 from stm_training.synthesize.section import synthesize_section
 
 PAIRS, PAIRS_INFO = "pairs.jsonl", "pairs.json"
+LEAKED_FORMS = "leaked_forms"
+"""In ``pairs.json``: normalised training queries that experts' own files must do without too."""
 JOURNAL = "completions.journal.jsonl"
 _EXAMPLES_KEPT = 3
 _FEWEST_HELD_OUT = 10  # documents in dev, and in test; fewer tell no models apart
@@ -64,8 +66,8 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
         console: Shows the progress.
 
     Raises:
-        DataError: If a training query is also a development or test query (``on_leak: raise``), or nothing
-            is left to train on.
+        DataError: If a training query is also a development, test or guard query (``on_leak: raise``), or
+            nothing is left to train on.
     """
     passages = read_corpus(corpus / PASSAGES, allow_title_only=True)
     given = {split: read_split(corpus, split) for split in SPLITS}
@@ -78,8 +80,9 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
     pairs = [*synthetic.train, *labelled_pairs(passages, *given["train"], kind=LABELLED)]
     domains = read_domains(recipe)
     pairs += [pair for domain in domains for pair in domain.pairs()]
+    gate = leak_gate(recipe, pairs, passages, held_out, domains)
+    pairs = gate.keep(pairs)
     texts = _held_out_texts(recipe, domains, held_out)
-    pairs, leakage = _without_leaks(recipe, pairs, texts)
     pairs, refinement = refine_pairs(recipe, pairs, passages, list(texts.values()), console)
     if not pairs:
         message = "No training pair is left. Look at what the filters dropped, or give labelled queries."
@@ -95,7 +98,8 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
         "kinds": dict(Counter(pair.kind for pair in pairs)),
         "sources": {source: dict(kinds) for source, kinds in sources.items()},
         "synthesis": synthetic.summary,
-        "leakage": leakage,
+        "leakage": gate.summary(),
+        LEAKED_FORMS: sorted(gate.forms),
         "refinement": refinement,
     }
     (out / PAIRS_INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -195,27 +199,3 @@ def _held_out_texts(
         for problem in domain_problems(recipe, domains, split):
             texts |= {f"{problem.name}/{split}/{name}": text for name, text in problem.queries.items()}
     return texts
-
-
-def _without_leaks(
-    recipe: Recipe, pairs: list[Pair], texts: Mapping[str, str]
-) -> tuple[list[Pair], dict[str, int]]:
-    """Stop at, or drop, training queries that are also development or test queries."""
-    leaks = find_leaks([pair.query for pair in pairs], texts)
-    dropped: list[Pair] = []
-    if recipe.on_leak == "drop":
-        pairs, dropped = without_leaks(pairs, texts.values())
-    else:
-        check_leakage(
-            [pair.query for pair in pairs],
-            texts,
-            name="development or test",
-            remedy="Remove them from the training queries, or let the recipe leave them out (on_leak: drop)",
-        )
-    return pairs, {
-        "train_queries": len({pair.query for pair in pairs}),
-        "checked_against": len(texts),
-        "exact": sum(1 for leak in leaks if leak.exact),
-        "normalised": sum(1 for leak in leaks if not leak.exact),
-        "dropped": len(dropped),
-    }

@@ -219,7 +219,7 @@ def _walk(
     experts: list[ExpertPlan] | None = None
     run._prepare()
     if walker.planned[-1].state == "done":
-        experts = plan_experts(recipe, run._pairs())
+        experts = plan_experts(recipe, run._pairs(), run._leaked())
         _walk_on(run, walker, experts)
     return walker.planned + _rest(folder, names, walker.planned), experts
 

@@ -33,7 +33,7 @@ from stm_training.pipeline.experts import (
 )
 from stm_training.pipeline.members import PRETRAIN
 from stm_training.pipeline.merging import VECTORS, read_choice, search_and_choose
-from stm_training.pipeline.pairs import JOURNAL, PAIRS, make_pairs
+from stm_training.pipeline.pairs import JOURNAL, LEAKED_FORMS, PAIRS, PAIRS_INFO, make_pairs
 from stm_training.pipeline.pretraining import pretrain
 from stm_training.pipeline.prompting import choose_prompt, with_prompt
 from stm_training.pipeline.settings import MODEL_CODE, base_name, base_path, load_base
@@ -55,6 +55,8 @@ _PAIR_SETTINGS = (
     "seed",
     "on_leak",
     "on_error",
+    "allow_leaks",
+    "guards",
 )
 _PAIR_CODE = (
     "stm_training.synthesize",
@@ -63,6 +65,8 @@ _PAIR_CODE = (
     "stm_training.filtering",
     "stm_training.mining",
     "stm_training.prompting.generic",
+    "stm_training.leakage",
+    "stm_training.pipeline.leaks",
     "stm_training.pipeline.pairs",
     "stm_training.pipeline.domains",
     "stm_training.pipeline.refining",
@@ -123,7 +127,7 @@ class _Run:
         stages += int(recipe.all_data) + sum(models_of(one, recipe.train) for one in recipe.experts.values())
         self.runner = StageRunner(self.folder, stages, self.console.announce)
         self._prepare()
-        plans = plan_experts(recipe, self._pairs())
+        plans = plan_experts(recipe, self._pairs(), self._leaked())
         self._pretrain()
         experts = self._train(plans)
         choice = self._choose(experts)
@@ -163,7 +167,13 @@ class _Run:
             "pairs",
             lambda out: make_pairs(recipe, self._path("corpus"), self.folder / JOURNAL, out, self.console),
             settings={name: described[name] for name in _PAIR_SETTINGS} | self.base_key,
-            inputs=[self.stages["corpus"], *_files_of(recipe), *self._domain_folders()],
+            inputs=[
+                self.stages["corpus"],
+                *_files_of(recipe),
+                *self._domain_folders(),
+                *(Path(guard.path) for guard in recipe.guards.values()),
+                *(Path(path) for expert in recipe.experts.values() for path in expert.pairs),
+            ],
             code=_PAIR_CODE,
         )
 
@@ -449,6 +459,11 @@ class _Run:
 
     def _pairs(self) -> list[Pair]:
         return read_pairs(self._path("pairs") / PAIRS)
+
+    def _leaked(self) -> list[str]:
+        info = json.loads((self._path("pairs") / PAIRS_INFO).read_text(encoding="utf-8"))
+        forms: list[str] = info[LEAKED_FORMS]
+        return forms
 
     def _proven_on(self) -> ProvenOn:
         return summary_stage.proven_on(self._path("pairs"))

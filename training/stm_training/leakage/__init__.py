@@ -1,0 +1,1 @@
+"""Texts that training and a test set share: equal, equal once normalised, and nearly equal."""
