@@ -20,11 +20,14 @@ from stm_retriever import (
     ArtifactMismatchError,
     ConfigError,
     DataError,
+    Document,
     Embedder,
     ModelFolderError,
+    Retriever,
     embedder,
 )
 from stm_retriever.folder import MANIFEST_NAME, Prompts, read_manifest, write_manifest
+from stm_training.commands.index import add_in_batches
 from tests.tiny_retriever import PROMPTS, WORDS, make_tiny_retriever
 
 TEXTS = ["red apple", "What does a doctor do with a heart in the winter?", "sea", "zebra crossing, 42"]
@@ -145,6 +148,16 @@ def test_truncated_texts_are_counted_and_told_once_per_call(
         "vectors. Split long documents, for instance with stm-train index --max-tokens."
     ]
     assert tiny_embedder.count_truncated(["red", long], "document") == 1
+
+
+def test_indexing_by_command_leaves_the_warnings_of_later_calls_on(
+    empty_retriever: Retriever, tiny_embedder: Embedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "red " * 100
+    add_in_batches(empty_retriever, [Document(id="a", text=long)], total=1, quiet=True)
+    assert not caplog.records
+    tiny_embedder.encode_document([long])
+    assert len(caplog.records) == 1
 
 
 def test_progress_is_told_to_a_function_or_shown_as_a_bar_on_stderr(

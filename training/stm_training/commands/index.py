@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -109,12 +110,25 @@ def add_in_batches(
     """Add documents a batch at a time, with a progress bar."""
     from tqdm import tqdm  # comes with tokenizers, through huggingface-hub
 
-    # It would say for each batch what the caller says once, for all passages: how many are cut off.
-    logging.getLogger("stm_retriever.embedder").setLevel(logging.ERROR)
-    with tqdm(total=total, unit="passage", desc="indexing", disable=quiet or None) as bar:
+    with (
+        _without_notes_on_length(),
+        tqdm(total=total, unit="passage", desc="indexing", disable=quiet or None) as bar,
+    ):
         for batch in _batches(iter(documents)):
             retriever.add(batch)
             bar.update(len(batch))
+
+
+@contextmanager
+def _without_notes_on_length() -> Iterator[None]:
+    """The embedder would say for each batch what the caller says once: how many passages are cut off."""
+    logger = logging.getLogger("stm_retriever.embedder")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from pathlib import Path
 from typing import TypeAlias
@@ -44,8 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch < 1:
         raise ConfigError(f"--batch is {arguments.batch}; a transaction needs at least one document.")
     embedder = Embedder.load(arguments.model, variant=arguments.variant)
-    # It would say for each batch how many texts are cut off.
-    logging.getLogger("stm_retriever.embedder").setLevel(logging.ERROR)
     index = Path(arguments.index)
     from tqdm import tqdm  # comes with tokenizers, through huggingface-hub
 
@@ -58,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = reindex(
             index,
             embedder=_reference(embedder, index),
-            encode=embedder.encode_document,
+            encode=lambda texts: embedder.encode_counted(texts, "document")[0],
             kind=arguments.kind,
             block=arguments.batch,
             wait=arguments.wait,
