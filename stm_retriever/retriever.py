@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -274,6 +274,26 @@ class Retriever(Searches):
 
     def __repr__(self) -> str:
         return f"Retriever(path={str(self.path)!r}, embedder={self._embedder!r})"
+
+
+def refuse_late_settings(retriever: Retriever, given: Mapping[str, object], *, read_only: bool) -> None:
+    """Refuse settings of an index beside a retriever that is open already.
+
+    Args:
+        retriever: The open one.
+        given: Settings by name; None: not given.
+        read_only: Likewise.
+
+    Raises:
+        ConfigError: Naming what could no longer take effect.
+    """
+    late = sorted(name for name, value in given.items() if value is not None)
+    if late or read_only:
+        raise ConfigError(
+            f"STMVectorStore got a retriever= that is open already ({str(retriever.path)!r}) and "
+            f"also {', '.join(late) or 'read_only'}, which could no longer take effect. Pass the one "
+            "or the other."
+        )
 
 
 def open_or_create(

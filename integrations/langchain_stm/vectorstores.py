@@ -16,7 +16,7 @@ from langchain_stm.documents import from_texts, stored_document, to_document
 from langchain_stm.foreign import embedder_of, embeddings_of
 from stm_retriever import ConfigError, Hit, Retriever
 from stm_retriever.foreign import AnyEmbedder
-from stm_retriever.retriever import open_or_create
+from stm_retriever.retriever import open_or_create, refuse_late_settings
 from stm_retriever.searching import check_k, relevance
 
 
@@ -65,13 +65,7 @@ class STMVectorStore(VectorStore):
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if retriever is not None:
             given = {"index": index, "embedding": embedding, "kind": kind, "embedder_id": embedder_id}
-            late = sorted(name for name, value in given.items() if value is not None)
-            if late or read_only:
-                raise ConfigError(
-                    f"STMVectorStore got a retriever= that is open already ({str(retriever.path)!r}) and "
-                    f"also {', '.join(late) or 'read_only'}, which could no longer take effect. Pass the one "
-                    "or the other."
-                )
+            refuse_late_settings(retriever, given, read_only=read_only)
             self._retriever = retriever
         else:
             embedder = None if embedding is None else embedder_of(embedding, embedder_id)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from stm_retriever.errors import ConfigError
 from stm_retriever.filters import ID, PARENT, Filter, Value, bounds_of, comparable, is_condition
 from stm_retriever.index.reading import CHUNK, Reader, parse_labels
 from stm_retriever.index.vectors import Labels
@@ -181,8 +182,10 @@ class _Column:
         return np.unique(np.array([row[0] for row in rows], np.int64))
 
     def within(self, bounds: Mapping[str, Value]) -> Labels:
-        """Not asked for: check_filter refuses bounds here."""
-        raise NotImplementedError
+        """Ids have no order that a filter could mean."""
+        raise ConfigError(
+            f"{', '.join(bounds)} do not apply to {ID} and {PARENT}. Use $in or equality there."
+        )
 
     def present(self) -> Labels:
         """Labels of the documents that have one."""

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stm_retriever.errors import require
 from stm_retriever.index.kinds.files import write_rows
 from stm_retriever.index.kinds.flat import best_of
 from stm_retriever.index.kinds.knobs import parts_of, read_knobs, search_parameters, turn_knobs
+from stm_retriever.index.kinds.labelled import LabelledIndex
 from stm_retriever.index.kinds.protocol import Labels, Vectors
 from stm_retriever.index.kinds.recipes import Recipe, fits
-from stm_retriever.index.kinds.rows import RowLabels
 
 _DEAD_SHARE = 0.3
 _GROWN = 4  # times the size that the lists were made for
@@ -28,7 +27,7 @@ _FEW = 0.05  # share of matches up to which a graph's vectors are compared one b
 _RARE = 0.2  # share of matches up to which every inverted list is visited
 
 
-class ApproximateIndex:
+class ApproximateIndex(LabelledIndex):
     """A FAISS index, the labels of its rows, and exact answers where few labels are allowed."""
 
     def __init__(
@@ -51,28 +50,15 @@ class ApproximateIndex:
             parameters: nprobe, efSearch, k_factor, candidates_factor; others than its own are ignored.
             advice: Gives a reason to rebuild, from the count, beside those that are seen here.
         """
-        self._faiss: Any = require("faiss", extra="cpu", purpose="the vector index")
+        super().__init__(labels, mapped=mapped)
         self._recipe = recipe
         self._index = index
-        self._labels = RowLabels(labels)
-        self._mapped = mapped
         self._advice = advice
         self._set_parts()
         self._candidates = 1 if self._exact else recipe.candidates
         self.set_parameters(parameters or {})
 
-    def __len__(self) -> int:
-        """Return how many vectors it holds, without those removed."""
-        return len(self._labels)
-
     # Changing ----------------------------------------------------------------------------------------------
-
-    def add(self, labels: Labels, vectors: Vectors) -> None:
-        """Add vectors under new labels."""
-        if len(labels):
-            self._own()
-            self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-            self._labels.append(labels)
 
     def remove(self, labels: Labels) -> None:
         """Remove labels; their rows stay, and are passed over."""
@@ -139,11 +125,6 @@ class ApproximateIndex:
     def faiss_index(self) -> Any:
         """The FAISS index itself, for a copy on another device; not to be changed."""
         return self._index
-
-    @property
-    def labels(self) -> RowLabels:
-        """Which label lies in which row; not to be changed."""
-        return self._labels
 
     @property
     def stale(self) -> str | None:
@@ -275,10 +256,9 @@ class ApproximateIndex:
         return bits.astype(np.float32) * 2 - 1
 
     def _own(self) -> None:
-        """Copy a file that is mapped into memory before the first change: the file must stay as it is."""
+        """Copy a mapped file, and set the copy as this one was."""
         if self._mapped:
             settings = self.parameters
-            self._index = self._faiss.deserialize_index(self._faiss.serialize_index(self._index))
-            self._mapped = False
+            super()._own()
             self._set_parts()
             self.set_parameters(settings)

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from stm_retriever.errors import require
 from stm_retriever.index.kinds.files import write_rows
+from stm_retriever.index.kinds.labelled import LabelledIndex
 from stm_retriever.index.kinds.protocol import Labels, Vectors
-from stm_retriever.index.kinds.rows import RowLabels
 
 _GATHERED = 0.6  # up to this share of matches, copying them out beats multiplying with all vectors
 _BLOCK = 1024  # rows multiplied at once; more would leave the processor's cache
 _QUERIES = 64  # whose scores are in memory at once
 
 
-class FlatIndex:
+class FlatIndex(LabelledIndex):
     """Exact search over the vectors themselves."""
 
     candidates_factor = 1
@@ -42,26 +41,13 @@ class FlatIndex:
         Raises:
             ValueError: If rows have no label.
         """
-        self._faiss: Any = require("faiss", extra="cpu", purpose="the vector index")
+        index, labels = opened or (None, None)
+        super().__init__(labels, mapped=mapped)
         self._dimension = dimension
         self._advice = advice
-        self._mapped = mapped
-        index, labels = opened or (self._faiss.IndexFlatIP(dimension), None)
-        self._index: Any = index
-        self._labels = RowLabels(labels)
+        self._index = self._faiss.IndexFlatIP(dimension) if index is None else index
         if self._labels.dead:
             raise ValueError(f"holds {self._labels.dead} vectors without a label")
-
-    def __len__(self) -> int:
-        """Return how many vectors it holds."""
-        return len(self._labels)
-
-    def add(self, labels: Labels, vectors: Vectors) -> None:
-        """Add vectors under new labels."""
-        if len(labels):
-            self._own()
-            self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-            self._labels.append(labels)
 
     def remove(self, labels: Labels) -> None:
         """Remove labels."""
@@ -115,22 +101,11 @@ class FlatIndex:
         """The FAISS index itself, for a copy on another device; not to be changed."""
         return self._index
 
-    @property
-    def labels(self) -> RowLabels:
-        """Which label lies in which row; not to be changed."""
-        return self._labels
-
     def _search_among(self, queries: Vectors, k: int, rows: Labels) -> list[Labels]:
         k = min(k, len(rows))
         if k == 0:
             return [np.empty(0, np.int64) for _ in queries]
         return best_of(queries, self.stored(), rows, self._labels.by_row, k)
-
-    def _own(self) -> None:
-        """Copy a file that is mapped into memory before the first change: the file must stay as it is."""
-        if self._mapped:
-            self._index = self._faiss.deserialize_index(self._faiss.serialize_index(self._index))
-            self._mapped = False
 
 
 def best_of(queries: Vectors, stored: Vectors, rows: Labels, by_row: Labels, k: int) -> list[Labels]:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from stm_retriever import Document, Embedder, Retriever
 from stm_retriever.errors import ConfigError
+from stm_retriever.retriever import open_or_create
 from stm_training.commands.options import add_on_error
 from stm_training.data.reading import read_corpus
 from stm_training.data.records import Passage, SkippedRow
@@ -95,13 +96,6 @@ def as_document(passage: Passage) -> Document:
         start=passage.start,
         end=passage.end,
     )
-
-
-def open_or_create(folder: Path, embedder: Embedder) -> Retriever:
-    """The index at this folder, opened with this model, or a new one."""
-    if (folder / "manifest.json").exists():
-        return Retriever.open(folder, embedder=embedder)
-    return Retriever.create(folder, embedder=embedder)
 
 
 def add_in_batches(

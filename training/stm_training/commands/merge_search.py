@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,7 +17,7 @@ from stm_training.merge.stream.request import parse_member
 
 if TYPE_CHECKING:
     from stm_training.evaluate.selection import Decision
-    from stm_training.merge.search.records import SearchResult, Trial, TrialScores
+    from stm_training.merge.search.records import SearchResult, Trial
     from stm_training.merge.search.study import Progress
     from stm_training.pipeline.collections import Problem
 
@@ -210,25 +210,19 @@ def _choose(
     result: SearchResult, max_guard_loss: float, ship_if: str
 ) -> tuple[Trial | None, Decision | None]:
     """The best merge that the guards allow, and whether it may replace the base."""
-    from stm_training.evaluate.selection import choose
     from stm_training.merge.search.pareto import choose_by
     from stm_training.merge.stream.stream import BASE
-    from stm_training.pipeline.scoring import one_row
+    from stm_training.pipeline.deciding import decide
 
     best = choose_by(result.trials, max_guard_loss) or result.best_trial
     if best is None:
         return None, None
-    pair: Mapping[str, TrialScores] = {BASE: result.base, "merge": best.scores}
-    decision = choose(
-        {name: one_row(one.dev) for name, one in pair.items()},
+    decision = decide(
+        {BASE: result.base, "merge": best.scores},
+        {BASE: 0, "merge": len(best.recipe.weights)},
         base=BASE,
         ship_if="significant" if ship_if == "significant" else "mean",
-        guards={
-            guard: {name: list(one.guards[guard].values()) for name, one in pair.items()}
-            for guard in result.base.guards
-        },
         max_guard_loss=max_guard_loss,
-        members={BASE: 0, "merge": len(best.recipe.weights)},
     )
     return best, decision
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TypeAlias
 
 from stm_retriever import Embedder
 from stm_retriever.errors import ConfigError
-from stm_retriever.index.manifest import EmbedderRef
 from stm_retriever.index.reindex import reindex
+from stm_retriever.opening import reference_of
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         result = reindex(
             index,
-            embedder=_reference(embedder, index),
+            embedder=reference_of(embedder, index),
             encode=lambda texts: embedder.encode_counted(texts, "document")[0],
             kind=arguments.kind,
             block=arguments.batch,
@@ -66,19 +65,3 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{result.encoded} documents encoded; {arguments.index} now belongs to {embedder.name!r}.")
     print(f"Once every program has opened it again, free the old file: stm-train compact {arguments.index}")
     return 0
-
-
-def _reference(embedder: Embedder, index: Path) -> EmbedderRef:
-    try:
-        path = Path(os.path.relpath(embedder.path.resolve(), index.resolve())).as_posix()
-    except ValueError:  # another drive, on Windows
-        path = embedder.path.resolve().as_posix()
-    return EmbedderRef(
-        name=embedder.name,
-        fingerprint=embedder.fingerprint,
-        dimension=embedder.dimension,
-        variant=embedder.variant,
-        path=path,
-        hub_name=embedder.hub_name,
-        revision=embedder.revision,
-    )

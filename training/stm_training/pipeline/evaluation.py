@@ -50,6 +50,9 @@ def evaluate_on_test(
         out: Folder to write ``scores.json`` into, and ``runs/``: what was ranked, in TREC's format.
         console: Shows the progress.
     """
+    (out / RUNS).mkdir()
+    for test in tests:
+        write_qrels(out / RUNS / f"{test.name}.qrels", test.qrels)
     systems = list(dict.fromkeys([BASE, *experts, MERGED, choice.shipped]))
     scores: dict[str, list[QueryMetrics]] = {}
     guard_scores: dict[str, dict[str, float]] = {guard.name: {} for guard in guards}
@@ -84,9 +87,7 @@ def _scored(
     system: str, ranked: Sequence[Ranking], tests: Sequence[Problem], folder: Path
 ) -> list[QueryMetrics]:
     """Score what a system ranked, and keep it for other programs, and for those who want to look."""
-    folder.mkdir(exist_ok=True)
     for ranking, test in zip(ranked, tests, strict=True):
         name = system.replace(":", "-")
         write_run(folder / f"{test.name}.{name}.run", ranking, tag=name)
-        write_qrels(folder / f"{test.name}.qrels", test.qrels)
     return [score_run(ranking, test.qrels) for ranking, test in zip(ranked, tests, strict=True)]

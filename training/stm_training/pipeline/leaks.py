@@ -18,32 +18,42 @@ from stm_training.recipe import Recipe
 _MOST_COMPARED_DOCUMENTS = 200_000
 
 
-def leak_gate(
+def held_out_sets(
     recipe: Recipe,
-    pairs: Sequence[Pair],
     passages: Sequence[Passage],
     held_out: Mapping[Split, tuple[dict[str, str], Qrels]],
     domains: Sequence[Domain],
-) -> Gate:
+) -> list[TextSet]:
+    """The development and test sets of the run and of its domains, with what they are answered from.
+
+    Args:
+        recipe: The recipe.
+        passages: The corpus.
+        held_out: Development and test queries.
+        domains: Further labelled collections.
+    """
+    documents = {passage.id: passage.content for passage in passages}
+    sets = [TextSet(split, queries, documents) for split, (queries, _) in held_out.items() if queries]
+    for split in HELD_OUT:
+        for problem in domain_problems(recipe, domains, split):
+            found = {passage.id: passage.content for passage in problem.passages}
+            sets.append(TextSet(f"{problem.name}/{split}", problem.queries, found))
+    return sets
+
+
+def leak_gate(recipe: Recipe, pairs: Sequence[Pair], held_out: Sequence[TextSet]) -> Gate:
     """Look for test queries among the training queries, and for what is nearly the same.
 
     Args:
         recipe: ``on_leak``, ``allow_leaks``, ``guards``, and the experts' own files of pairs.
         pairs: The run's training pairs.
-        passages: The corpus.
-        held_out: Development and test queries.
-        domains: Further labelled collections.
+        held_out: See :func:`held_out_sets`; the guards are added here.
 
     Raises:
         DataError: If a training query is a development, test or guard query, the recipe's ``on_leak`` is
             ``raise``, and ``allow_leaks`` does not name that set.
     """
-    documents = {passage.id: passage.content for passage in passages}
-    tests = [TextSet(split, queries, documents) for split, (queries, _) in held_out.items() if queries]
-    for split in HELD_OUT:
-        for problem in domain_problems(recipe, domains, split):
-            found = {passage.id: passage.content for passage in problem.passages}
-            tests.append(TextSet(f"{problem.name}/{split}", problem.queries, found))
+    tests = [*held_out]
     for name, guard in recipe.guards.items():
         tests.append(replace(read_test(guard.path, split=guard.split), name=f"guard/{name}"))
     training: dict[str, Sequence[Pair]] = {"pairs": pairs}

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from stm_retriever.errors import MergeError
-from stm_training.evaluate.selection import Decision, SelectionRow, choose
+from stm_training.evaluate.selection import Decision, SelectionRow
 from stm_training.merge.fusion import FusionCurve
 from stm_training.merge.recipe import MergeRecipe
 from stm_training.merge.search.computed import fused, with_cocktail
@@ -26,8 +26,9 @@ from stm_training.merge.search.records import SearchResult, Trial, TrialScores
 from stm_training.merge.search.study import search
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.console import RunConsole
+from stm_training.pipeline.deciding import decide
 from stm_training.pipeline.members import member_deltas
-from stm_training.pipeline.scoring import one_row, vectors_path
+from stm_training.pipeline.scoring import vectors_path
 from stm_training.pipeline.settings import load_base
 from stm_training.pipeline.systems import ALL_DATA, BASE, EXPERT, MERGED, Choice, alone
 from stm_training.recipe import Recipe
@@ -135,19 +136,13 @@ def _best(result: SearchResult, max_guard_loss: float) -> Trial:
 def _write(
     recipe: Recipe, scores: Mapping[str, TrialScores], best: MergeRecipe, result: SearchResult, out: Path
 ) -> None:
-    dev = {name: one_row(found.dev) for name, found in scores.items()}
-    guards = {
-        guard: {name: list(found.guards[guard].values()) for name, found in scores.items()}
-        for guard in scores[BASE].guards
-    }
     members = dict.fromkeys(scores, 1) | {BASE: 0, MERGED: len(best.weights)}
-    decision = choose(
-        dev,
+    decision = decide(
+        scores,
+        members,
         base=BASE,
         ship_if=recipe.ship_if,
-        guards=guards,
         max_guard_loss=recipe.evaluate.max_guard_loss,
-        members=members,
         seed=recipe.seed,
         samples=recipe.evaluate.bootstrap_samples,
     )

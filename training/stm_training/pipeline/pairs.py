@@ -15,7 +15,6 @@ from stm_training.data.records import Pair, Passage
 from stm_training.data.sample import sample_passages, split_documents, synthetic_collection
 from stm_training.data.writing import write_pairs
 from stm_training.pipeline.collections import (
-    HELD_OUT,
     SPLITS,
     Qrels,
     Split,
@@ -25,8 +24,8 @@ from stm_training.pipeline.collections import (
 )
 from stm_training.pipeline.console import RunConsole
 from stm_training.pipeline.corpus import PASSAGES
-from stm_training.pipeline.domains import Domain, domain_problems, labelled_pairs, read_domains
-from stm_training.pipeline.leaks import leak_gate
+from stm_training.pipeline.domains import labelled_pairs, read_domains
+from stm_training.pipeline.leaks import held_out_sets, leak_gate
 from stm_training.pipeline.refining import refine_pairs
 from stm_training.recipe import LABELLED, Recipe
 from stm_training.synthesize.result import SynthesisResult
@@ -80,10 +79,11 @@ def make_pairs(recipe: Recipe, corpus: Path, journal: Path, out: Path, console: 
     pairs = [*synthetic.train, *labelled_pairs(passages, *given["train"], kind=LABELLED)]
     domains = read_domains(recipe)
     pairs += [pair for domain in domains for pair in domain.pairs()]
-    gate = leak_gate(recipe, pairs, passages, held_out, domains)
+    sets = held_out_sets(recipe, passages, held_out, domains)
+    gate = leak_gate(recipe, pairs, sets)
     pairs = gate.keep(pairs)
-    texts = _held_out_texts(recipe, domains, held_out)
-    pairs, refinement = refine_pairs(recipe, pairs, passages, list(texts.values()), console)
+    texts = [text for one in sets for text in one.queries.values()]
+    pairs, refinement = refine_pairs(recipe, pairs, passages, texts, console)
     if not pairs:
         message = "No training pair is left. Look at what the filters dropped, or give labelled queries."
         raise DataError(message)
@@ -186,16 +186,3 @@ def _synthesis_summary(result: SynthesisResult) -> dict[str, Any]:
         ],
         "failures": len(result.failures),
     }
-
-
-def _held_out_texts(
-    recipe: Recipe, domains: Sequence[Domain], held_out: Mapping[Split, Queries]
-) -> dict[str, str]:
-    """Every development and test query, by where it comes from."""
-    texts = {
-        f"{split}/{name}": text for split, (queries, _) in held_out.items() for name, text in queries.items()
-    }
-    for split in HELD_OUT:
-        for problem in domain_problems(recipe, domains, split):
-            texts |= {f"{problem.name}/{split}/{name}": text for name, text in problem.queries.items()}
-    return texts

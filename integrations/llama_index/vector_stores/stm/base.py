@@ -28,7 +28,7 @@ from llama_index.vector_stores.stm.filters import all_of, ids_where, to_where
 from llama_index.vector_stores.stm.foreign import embedder_of
 from stm_retriever import ConfigError, DataError, Hit, Retriever
 from stm_retriever.atomic_write import write_bytes_atomically
-from stm_retriever.retriever import open_or_create
+from stm_retriever.retriever import open_or_create, refuse_late_settings
 
 _POINTER = "stm_index_folder"
 _LEXICAL = (VectorStoreQueryMode.SPARSE, VectorStoreQueryMode.TEXT_SEARCH)
@@ -85,13 +85,7 @@ class STMVectorStore(BasePydanticVectorStore):
     ) -> None:
         if retriever is not None:
             given = {"index": index, "embed_model": embed_model, "kind": kind, "embedder_id": embedder_id}
-            late = sorted(name for name, value in given.items() if value is not None)
-            if late or read_only:
-                raise ConfigError(
-                    f"STMVectorStore got a retriever= that is open already ({str(retriever.path)!r}) and "
-                    f"also {', '.join(late) or 'read_only'}, which could no longer take effect. Pass the one "
-                    "or the other."
-                )
+            refuse_late_settings(retriever, given, read_only=read_only)
         elif index is None:
             raise ConfigError(
                 "STMVectorStore got neither index= nor retriever=. Pass STMVectorStore('index-folder', "

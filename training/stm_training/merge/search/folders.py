@@ -61,15 +61,18 @@ class FolderSearch:
             self.settings, tuple(self.members), self.scratch, self._inputs(), self.seed, self.max_guard_loss
         )
         make = partial(_work, self)
-        if self.settings.processes > 1:
-            result = search_in_processes(job, make, progress)
-        else:
+
+        def finish(work: Work, result: SearchResult) -> SearchResult:
+            return with_cocktail(result, self.settings, job.experts, work.evaluate, self.dev, job.tolerance)
+
+        if self.settings.processes == 1:
             with make() as work:
-                result = search(job, work.evaluate, surrogate=work.surrogate, progress=progress)
+                return finish(work, search(job, work.evaluate, surrogate=work.surrogate, progress=progress))
+        result = search_in_processes(job, make, progress)
         if not self.settings.cocktail_examples:
             return result
         with make() as work:
-            return with_cocktail(result, self.settings, job.experts, work.evaluate, self.dev, job.tolerance)
+            return finish(work, result)
 
     def _inputs(self) -> str:
         """A hash of all that decides a score."""
