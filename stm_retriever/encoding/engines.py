@@ -119,8 +119,9 @@ class OnnxRuntimeEngine:
 def parallel_runs(threads: int | None, size: int, *, on_gpu: bool) -> int:
     """How many one-thread runs go side by side.
 
-    Measured on two busy cores with all-MiniLM-L6-v2: runs of one thread each wait at no barrier, and two of
-    them are 1.05 (texts of 190 tokens) to 1.5 times (55 tokens) as fast per text as runs of two threads.
+    Measured on two cores with all-MiniLM-L6-v2, each way at its best batch size: runs of one thread each
+    wait at no barrier, and two of them are 1.1 (fp32, texts of 170 tokens) to 1.8 times (int8, short ones)
+    as fast per text as runs of two threads.
     """
     if on_gpu or size > _LARGE_MODEL_BYTES:
         return 1

@@ -100,7 +100,8 @@ def _check_goldens(
                 f"{golden.text!r:.60} a vector of cosine {cosine:.4f} to that of the exporting machine "
                 f"(at least {GOLDEN_COSINE} is needed), so it would not fit an index made there. This CPU "
                 f"lacks {', '.join(lacking) or 'none of its instruction sets, but has others'}; 8-bit sums "
-                "may saturate. Take variant='w8', whose sums are float32, or variant='fp32'."
+                "may saturate. Take variant='w8' (its own recorded vectors are compared here as well), or "
+                "variant='fp32', which has no 8-bit sums."
             )
 
 
