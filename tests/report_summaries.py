@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stm_training.evaluate.compare import SystemResult
+from stm_training.evaluate.pairs import compare_these
 from stm_training.evaluate.selection import choose
 from stm_training.report.sections import query_changes
 from stm_training.report.summary import (
@@ -19,6 +20,8 @@ from stm_training.report.summary import (
     ParitySummary,
     RunSummary,
     SetSummary,
+    SpeedSummary,
+    VariantSpeed,
     VariantSummary,
 )
 
@@ -43,8 +46,15 @@ def rich_summary(text: str = "a handbook") -> RunSummary:
         name: SystemResult(ndcg10=0.7323 + delta, recall10=0.94, delta=delta, ci95=(low, high))
         for name, (delta, low, high) in _SYSTEMS.items()
     }
+    names = [f"q{number}" for number in range(60)]
+    scores = {
+        name: {"ndcg@10": dict(zip(names, values.tolist(), strict=True))} for name, values in dev.items()
+    }
     return RunSummary(
         name=text,
+        comparisons=tuple(
+            compare_these(scores, [("base", MERGED), ("all_data", MERGED)], ["ndcg@10"], samples=200)
+        ),
         verdict="merged ships: on 320 test queries it is better than the base, +4.36 nDCG@10 points.",
         shipped=MERGED,
         proven_on="user queries",
@@ -76,8 +86,15 @@ def rich_summary(text: str = "a handbook") -> RunSummary:
         ),
         negatives=_negatives(text, random),
         variants=(
-            VariantSummary(name="fp32", size=90_304_241, min_cosine=0.9999999, query_ms=4.2),
+            VariantSummary(name="fp32", size=90_304_241, min_cosine=0.9999999),
             VariantSummary(name="w8", size=23_000_000, min_cosine=0.9987, dev_points=-0.25),
+        ),
+        speed=SpeedSummary(
+            cpu=text,
+            threads=2,
+            variants={
+                "fp32": VariantSpeed(query_ms=4.23, documents_per_s=1234.5, queries=20, documents=64),
+            },
         ),
         recipe_yaml=f"name: demo  # {text}\n" + "\n".join(f"key_{n}: {n}" for n in range(90)),
         notice=text,

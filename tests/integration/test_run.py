@@ -46,6 +46,25 @@ def test_the_figures_have_the_promised_form(finished: Path) -> None:
     assert set(figures["seconds"]) >= set(STAGES) - {"report"}
 
 
+def test_what_ships_is_compared_with_the_others_query_by_query(finished: Path) -> None:
+    figures = json.loads((finished / "figures.json").read_text(encoding="utf-8"))
+    file = finished / "run" / "report" / "comparisons.json"
+    pairs = json.loads(file.read_text(encoding="utf-8"))["comparisons"]
+    found = {(pair["reference"], pair["system"]): pair for pair in pairs}
+    shipped = figures["shipped"]
+    wanted = {("base", shipped), ("all_data", shipped), ("bm25", shipped), ("all_data", "merged")}
+    assert set(found) == {pair for pair in wanted if pair[0] != pair[1]}
+    for (reference, system), pair in found.items():
+        means = (figures["systems"][name]["ndcg@10"] for name in (system, reference))
+        assert pair["difference"] == pytest.approx(next(means) - next(means))
+        assert pair["wins"] + pair["losses"] + pair["ties"] == pair["queries"] == 20
+        assert 0 < pair["p_permutation"] <= pair["p_holm"] <= 1
+    if shipped != "base":
+        assert found["base", shipped]["ci95"] == pytest.approx(figures["systems"][shipped]["ci95"])
+    report = (finished / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "System against system" in report
+
+
 def test_the_retriever_folder_is_sound_and_names_its_parents(finished: Path) -> None:
     assert stm_train("doctor", finished / "run" / "retriever").returncode == 0
     manifest = read_manifest(finished / "run" / "retriever")
@@ -76,6 +95,15 @@ def test_the_served_score_is_the_shipped_model_s(finished: Path) -> None:
     served = json.loads((finished / "run" / "use" / "use.json").read_text(encoding="utf-8"))["served"]
     # bf16 while training, fp32 when served: near ties may fall the other way.
     assert served["ndcg@10"] == pytest.approx(figures["systems"][figures["shipped"]]["ndcg@10"], abs=0.05)
+
+
+def test_the_speed_of_the_exported_model_is_measured_and_shown(finished: Path) -> None:
+    speed = json.loads((finished / "run" / "use" / "speed.json").read_text(encoding="utf-8"))
+    assert list(speed["variants"]) == ["fp32"]
+    assert speed["variants"]["fp32"]["query_ms"] > 0
+    assert (speed["variants"]["fp32"]["queries"], speed["variants"]["fp32"]["documents"]) == (20, 40)
+    report = (finished / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    assert f"on this machine ({speed['cpu']}, {speed['threads']} thread" in report
 
 
 def test_the_report_and_the_table_are_there(finished: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from stm_retriever.errors import ConfigError, DataError
 from stm_training.data.records import Collection, Passage
 from stm_training.evaluate.evaluation import Settings, evaluate
-from stm_training.evaluate.pairs import compare_pairs, differences
+from stm_training.evaluate.pairs import compare_pairs, compare_these, differences
 from stm_training.evaluate.permutation import holm, permutation_test
 from stm_training.evaluate.query_changes import largest_changes
 from stm_training.evaluate.significance import paired_bootstrap
@@ -57,6 +57,20 @@ def test_the_first_system_is_the_reference_and_all_comparisons_are_corrected_tog
         assert [pair.p_holm for pair in found] == holm([pair.p_permutation for pair in found])
     assert [pair.p_permutation for pair in every[:3]] == [pair.p_permutation for pair in against_first]
     assert compare_pairs({"a": scores(0)}, [MEASURE]) == []
+
+
+def test_named_pairs_are_compared_as_all_pairs_are_and_corrected_among_themselves() -> None:
+    systems = {"a": scores(0), "b": scores(1, 0.1), "c": scores(2)}
+
+    every = compare_pairs(systems, [MEASURE], all_pairs=True, samples=500)
+    named = compare_these(systems, [("a", "b"), ("b", "c")], [MEASURE], samples=500)
+
+    assert [(pair.reference, pair.system) for pair in named] == [("a", "b"), ("b", "c")]
+    assert [pair.ci95 for pair in named] == [every[0].ci95, every[2].ci95]
+    assert [pair.p_holm for pair in named] == holm([every[0].p_permutation, every[2].p_permutation])
+    assert compare_these(systems, [], [MEASURE]) == []
+    with pytest.raises(ConfigError, match="'bm25' cannot be compared: the scored systems are a, b, c"):
+        compare_these(systems, [("bm25", "a")], [MEASURE])
 
 
 def test_turning_a_pair_round_turns_its_figures_round() -> None:

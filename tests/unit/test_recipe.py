@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from stm_retriever.errors import ConfigError
 from stm_training import recipe as recipe_module
 from stm_training.cli import main
-from stm_training.recipe import Recipe, load_recipe
+from stm_training.recipe import Recipe, expand_variables, load_recipe
 from stm_training.recipe_text import commented_recipe
 
 SMALLEST = {"name": "x", "base": {"source": "org/model"}, "corpus": "docs"}
@@ -98,6 +98,45 @@ def test_the_shared_folder_above_the_recipe_is_the_default(
 def test_an_unknown_variable_says_how_to_set_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="export NOT_SET_ANYWHERE="):
         load_recipe(write(tmp_path, SMALLEST | {"corpus": "${NOT_SET_ANYWHERE}"}))
+
+
+def test_a_default_stands_where_a_variable_is_not_set_or_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_FOLDER", "/elsewhere")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("STM_DATA", raising=False)
+    expanded = {
+        "${SOME_FOLDER:-/here}/a": "/elsewhere/a",
+        "${NOT_SET_ANYWHERE:-/he re:-$x}/a": "/he re:-$x/a",
+        "${EMPTY:-/here}": "/here",
+        "${EMPTY}": "",
+        "${NOT_SET_ANYWHERE:-}": "",
+        "${STM_DATA:-data}/${SOME_FOLDER}": "data//elsewhere",  # a default of the recipe beats our own search
+        "{no} $VARIABLE ${x^2}$": "{no} $VARIABLE ${x^2}$",
+    }
+    assert {text: expand_variables(text) for text in expanded} == expanded
+
+
+def test_a_variable_without_value_says_that_a_default_would_do() -> None:
+    with pytest.raises(ConfigError, match=r"give a default in the recipe: \$\{NOT_SET_ANYWHERE:-"):
+        expand_variables("${NOT_SET_ANYWHERE}")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("${A:-${B}}", "cannot hold braces or another variable"),
+        ("${A:-{b}}", "cannot hold braces"),
+        ("${A:-b", "neither"),
+        ("${A:b}", r"neither \$\{NAME\} nor \$\{NAME:-default\}"),
+        ("${A:?set it}", "neither"),
+    ],
+)
+def test_what_is_no_variable_and_no_default_is_refused(
+    text: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A", "set")  # a mistake is one on every machine
+    with pytest.raises(ConfigError, match=why):
+        expand_variables(text)
 
 
 def sections() -> list[type[BaseModel]]:

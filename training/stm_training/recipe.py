@@ -6,7 +6,6 @@ unknown key is an error. Defaults are the paper's (STM, arXiv 2602.04731) where 
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,20 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stm_retriever.errors import ConfigError, require
 from stm_retriever.index.kinds import check_kind
-from stm_training.demo.base_model import find_base
 from stm_training.filtering.settings import FilterSection
 from stm_training.finetune.section import ExpertSection, TrainSection
 from stm_training.merge.search.settings import SearchSection
 from stm_training.mining.settings import MineSection
 from stm_training.pretrain.settings import PretrainSection
 from stm_training.prompting.settings import PromptSearchSection
+from stm_training.recipe_variables import expand_variables
 from stm_training.synthesize.settings import SynthesizeSection, with_absolute_paths
 
 LABELLED = "labelled"
-
-# Where the collections of the benchmarks and the recorded completions lie, unless the environment says so.
-_SHARED_FOLDERS = {"STM_DATA": "data", "STM_LLM": "llm", "STM_MODELS": "models"}
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class _Section(BaseModel):
@@ -215,7 +210,7 @@ class Recipe(_Section):
 
 
 def load_recipe(path: Path | str, *, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe, expand ``${VARIABLES}``, resolve its paths, and check every key.
+    """Read a recipe, expand ``${NAME}`` and ``${NAME:-default}``, resolve its paths, and check every key.
 
     Relative paths are taken from the recipe's own folder.
 
@@ -271,15 +266,6 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
-def expand_variables(text: str, folder: Path | None = None) -> str:
-    """Replace ``${VARIABLES}`` as in a recipe that lies in ``folder`` (by default here).
-
-    Raises:
-        ConfigError: If one is not set.
-    """
-    return _VARIABLE.sub(lambda match: _variable(match.group(1), folder or Path.cwd()), text)
-
-
 def _expand(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _expand(item, folder) for key, item in value.items()}
@@ -288,23 +274,6 @@ def _expand(value: Any, folder: Path) -> Any:
     if isinstance(value, str):
         return expand_variables(value, folder)
     return value
-
-
-def _variable(name: str, folder: Path) -> str:
-    if name in os.environ:
-        return os.environ[name]
-    if name == "STM_BASE":  # the benchmarks' base: the demo's, wherever it is found
-        return str(find_base())
-    if name in _SHARED_FOLDERS:
-        for parent in (Path.cwd(), *Path.cwd().parents, folder, *folder.parents):
-            candidate = parent / "shared" / _SHARED_FOLDERS[name]
-            if candidate.is_dir():
-                return str(candidate)
-    message = (
-        f"The recipe uses ${{{name}}}, which is not set, so its paths cannot be found. "
-        f"Set it to the folder that holds them: export {name}=/path/to/folder"
-    )
-    raise ConfigError(message)
 
 
 def _absolute(path: str, folder: Path) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from stm_retriever.errors import DataError
 from stm_training.data.records import Pair
 
 _NOT_WORD = re.compile(r"[\W_]+")
@@ -22,7 +20,6 @@ _TOKEN = re.compile(
 _ASCII_WORDS = bytes(
     ord(chr(code).lower()) if code < 128 and chr(code).isalnum() else ord(" ") for code in range(256)
 )
-_SHOWN_OFFENDERS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,41 +59,6 @@ def _ascii_words(text: str) -> list[str]:
     return text.encode("ascii").translate(_ASCII_WORDS).decode("ascii").split()
 
 
-def jaccard(left: str, right: str) -> float:
-    """Shared share of two texts' token sets, from 0 to 1; two texts without tokens share nothing."""
-    a, b = set(tokens(left)), set(tokens(right))
-    return len(a & b) / len(a | b) if a and b else 0.0
-
-
-def nearest(queries: Mapping[str, str], train: Iterable[str]) -> dict[str, tuple[float, str]]:
-    """For each query the training query with the highest token Jaccard.
-
-    Args:
-        queries: Query texts by id.
-        train: Training queries.
-
-    Returns:
-        (Jaccard, training query) by query id; ``(0.0, "")`` where no token is shared.
-    """
-    texts = list(dict.fromkeys(train))
-    sets = [set(tokens(text)) for text in texts]
-    postings: dict[str, list[int]] = defaultdict(list)
-    for index, words in enumerate(sets):
-        for word in words:
-            postings[word].append(index)
-    best: dict[str, tuple[float, str]] = {}
-    for query_id, query in queries.items():
-        words = set(tokens(query))
-        shared: dict[int, int] = defaultdict(int)
-        for word in words:
-            for index in postings.get(word, ()):
-                shared[index] += 1
-        scores = [(n / (len(words) + len(sets[index]) - n), -index) for index, n in shared.items()]
-        score, place = max(scores, default=(0.0, 1))
-        best[query_id] = (score, texts[-place] if place <= 0 else "")
-    return best
-
-
 def find_leaks(train_queries: Iterable[str], held_out: Mapping[str, str]) -> list[Leak]:
     """Held-out queries that equal a training query, exactly or once normalised.
 
@@ -116,42 +78,6 @@ def find_leaks(train_queries: Iterable[str], held_out: Mapping[str, str]) -> lis
         elif (form := normalise(text)) in by_form:
             leaks.append(Leak(query_id, text, by_form[form], exact=False))
     return leaks
-
-
-def check_leakage(
-    train_queries: Iterable[str],
-    held_out: Mapping[str, str],
-    *,
-    name: str = "held-out",
-    remedy: str = "Remove them from the training queries (stm_training.data.leakage.without_leaks does it)",
-) -> None:
-    """Refuse to go on where a training query is also a development or test query.
-
-    Args:
-        train_queries: Texts.
-        held_out: Development or test query texts by id.
-        name: What the held-out queries are called in the message, for instance ``"scifact/test"``.
-        remedy: What to do about it, for the message.
-
-    Raises:
-        DataError: Listing the offenders.
-    """
-    leaks = find_leaks(train_queries, held_out)
-    if not leaks:
-        return
-    lines = [
-        f"  {leak.held_out_id}: {leak.held_out!r} "
-        + ("is a training query" if leak.exact else f"is, but for case or punctuation, {leak.train!r}")
-        for leak in leaks[:_SHOWN_OFFENDERS]
-    ]
-    if len(leaks) > _SHOWN_OFFENDERS:
-        lines.append(f"  ... and {len(leaks) - _SHOWN_OFFENDERS} more")
-    message = (
-        f"{len(leaks)} of {len(held_out)} {name} queries are also training queries, so their score would "
-        "prove nothing. "
-        f"{remedy}:\n" + "\n".join(lines)
-    )
-    raise DataError(message)
 
 
 def without_leaks(pairs: Iterable[Pair], held_out: Iterable[str]) -> tuple[list[Pair], list[Pair]]:

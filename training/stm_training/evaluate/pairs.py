@@ -102,6 +102,41 @@ def compare_pairs(
         if all_pairs
         else [(reference, name) for name in names if name != reference]
     )
+    return compare_these(scores, pairs, measures, seed=seed, samples=samples, method=method)
+
+
+def compare_these(
+    scores: Mapping[str, QueryScores],
+    pairs: Sequence[tuple[str, str]],
+    measures: Sequence[str],
+    *,
+    seed: int = 0,
+    samples: int = 10_000,
+    method: Method = DEFAULT,
+) -> list[PairComparison]:
+    """Compare the pairs that are named, which are one family for Holm's correction.
+
+    Args:
+        scores: System -> measure -> query id -> score.
+        pairs: (reference, system), each among ``scores``.
+        measures: What to compare on.
+        seed: Seeds bootstrap and permutations.
+        samples: Bootstrap samples, and random permutations.
+        method: The interval; see :func:`stm_training.evaluate.bootstrap.interval`.
+
+    Returns:
+        By measure, then in the order of the pairs.
+
+    Raises:
+        ConfigError: If a system or a measure is missing.
+        DataError: If two systems were not scored on the same queries.
+    """
+    missing = sorted({name for pair in pairs for name in pair} - set(scores))
+    if missing:
+        raise ConfigError(
+            f"{', '.join(map(repr, missing))} cannot be compared: the scored systems are "
+            f"{', '.join(scores) or 'none'}. Name pairs of these."
+        )
     found = [
         _compare(scores, before, after, measure, seed=seed, samples=samples, method=method)
         for measure in measures

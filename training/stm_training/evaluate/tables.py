@@ -52,8 +52,8 @@ def pairs_table(pairs: Sequence[PairComparison]) -> str:
                 pair.reference,
                 f"{100 * pair.difference:+.2f}",
                 f"{100 * lo:+.2f} to {100 * hi:+.2f}",
-                _p(pair.p_permutation),
-                _p(pair.p_holm),
+                p_text(pair.p_permutation),
+                p_text(pair.p_holm),
                 effect,
                 f"{pair.wins}/{pair.losses}/{pair.ties}",
             )
@@ -113,7 +113,8 @@ def _ranks(document: DocumentRanks) -> str:
     return f"{before} -> {after}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value to four places, or that it is below 0.001."""
     return f"{value:.4f}" if value >= 0.001 else "<0.001"
 
 

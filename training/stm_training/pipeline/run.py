@@ -361,7 +361,7 @@ class _Run:
             lambda out: use_index(self._path(INDEX), recipe.examples, self._problem("test"), out),
             settings={"examples": list(recipe.examples)},
             inputs=[self.stages[INDEX], self.stages["pairs"]],
-            code=("stm_retriever", "stm_training.pipeline.use"),
+            code=("stm_retriever", "stm_training.pipeline.use", "stm_training.pipeline.speed"),
         )
 
     def _evaluate(self, choice: Choice, experts: Mapping[str, Path]) -> None:

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from stm_training.data.reading import read_corpus
 from stm_training.evaluate.compare import Comparison, compare, contradiction
+from stm_training.evaluate.pairs import PairComparison, compare_these
 from stm_training.evaluate.versions import installed_versions
 from stm_training.merge.recipe import READS
 from stm_training.pipeline.collections import document_id, read_split
 from stm_training.pipeline.corpus import INFO, PASSAGES
-from stm_training.pipeline.evaluation import NDCG, SCORES
+from stm_training.pipeline.evaluation import BM25_NAME, NDCG, SCORES
 from stm_training.pipeline.experts import RECORD, ExpertPlan
 from stm_training.pipeline.merging import candidates, fusion_curve
 from stm_training.pipeline.pairs import PAIRS_INFO
+from stm_training.pipeline.scoring import QueryMetrics
 from stm_training.pipeline.settings import base_name
 from stm_training.pipeline.stages import Stage, content_digest
-from stm_training.pipeline.systems import BASE, MERGED, Choice
-from stm_training.pipeline.use import USE
+from stm_training.pipeline.systems import ALL_DATA, BASE, MERGED, Choice
+from stm_training.pipeline.use import SPEED, USE
 from stm_training.recipe import Recipe
 from stm_training.report.html import write_report
 from stm_training.report.sections import negative_scores, query_changes, variants_of
@@ -36,6 +38,7 @@ from stm_training.report.summary import (
     RunSummary,
     SetSummary,
     SkippedLine,
+    SpeedSummary,
     SynthesisSummary,
 )
 from stm_training.report.table import print_table
@@ -43,7 +46,7 @@ from stm_training.report.table import print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-FIGURES = "figures.json"
+FIGURES, COMPARISONS = "figures.json", "comparisons.json"
 
 
 def weights_digest(folder: Path) -> str:
@@ -110,6 +113,7 @@ def summarise(
         shipped=choice.shipped,
         proven_on=proven,
         systems=comparison.systems,
+        comparisons=_comparisons(recipe, choice, evaluation["scores"]),
         contradiction=None if against is None else against.message,
         selection=choice.decision,
         seconds=dict(seconds),
@@ -124,6 +128,7 @@ def summarise(
         parity=_parity(parity),
         negatives=negative_scores((pairs.get("refinement") or {}).get("mining")),
         variants=variants_of(stages["retriever"].path),
+        speed=SpeedSummary.model_validate(_read(stages["use"].path / SPEED)),
         query_changes=_query_changes(recipe, choice, evaluation, stages),
         synthesis=SynthesisSummary(**pairs["synthesis"]) if pairs["synthesis"] else None,
         leakage=LeakageSummary(**pairs["leakage"]),
@@ -134,6 +139,21 @@ def summarise(
         notice=recipe.notice,
         recipe_yaml=_as_yaml(recipe),
     )
+
+
+def _comparisons(
+    recipe: Recipe, choice: Choice, scores: Mapping[str, QueryMetrics]
+) -> tuple[PairComparison, ...]:
+    """What ships against the base, all data at once and BM25, and the merge against all data at once."""
+    ships = choice.shipped
+    wanted = [(BASE, ships), (ALL_DATA, ships), (ALL_DATA, MERGED), (BM25_NAME, ships)]
+    pairs = [
+        (reference, system)
+        for reference, system in dict.fromkeys(wanted)
+        if reference != system and {reference, system} <= scores.keys()
+    ]
+    samples = recipe.evaluate.bootstrap_samples
+    return tuple(compare_these(scores, pairs, [NDCG], seed=recipe.seed, samples=samples))
 
 
 def _query_changes(
@@ -246,9 +266,11 @@ def _as_yaml(recipe: Recipe) -> str:
 
 
 def write_outputs(summary: RunSummary, out: Path) -> None:
-    """Write the report and the figures."""
+    """Write the report, the figures, and the systems against each other."""
     write_report(summary, out / "report.html")
-    (out / FIGURES).write_text(json.dumps(summary.figures(), indent=2) + "\n", encoding="utf-8")
+    pairs = {"comparisons": [pair.figures() for pair in summary.comparisons]}
+    for name, document in ((FIGURES, summary.figures()), (COMPARISONS, pairs)):
+        (out / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def show(summary: RunSummary, console: Console) -> None:

@@ -19,6 +19,7 @@ from stm_retriever.errors import ArtifactMismatchError
 from stm_training.evaluate.metrics import mean
 from stm_training.pipeline.collections import Problem
 from stm_training.pipeline.scoring import QueryMetrics, score_passages
+from stm_training.pipeline.speed import measure_speed
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ PROGRAMS = {
     "LangChain": ("langchain_stm", "langchain_core", "langchain"),
     "LlamaIndex": ("llama_index.retrievers.stm", "llama_index.core", "llama-index"),
 }
-USE = "use.json"
+USE, SPEED = "use.json", "speed.json"
 _TOLERANCE = 1e-6
 _DEPTH = 100
 
@@ -42,12 +43,18 @@ class Answer:
 
 
 def use_index(index: Path, questions: Sequence[str], test: Problem, out: Path) -> None:
-    """Score the test queries through the index folder, answer the examples, and write ``use.json``."""
+    """Score the test queries through the index folder, and answer the examples; how fast its model is.
+
+    Writes ``use.json``, and ``speed.json``, which is another one each time.
+    """
     document = {
         "served": {metric: mean(values) for metric, values in score_served(index, test).items()},
         "answers": [asdict(answer) for answer in answer_examples(index, questions)] if questions else [],
     }
     (out / USE).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    documents = [passage.content for passage in test.passages]
+    speed = measure_speed(_model_of(index), list(test.queries.values()), documents)
+    (out / SPEED).write_text(speed.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_answers(folder: Path) -> list[Answer]:
@@ -57,6 +64,18 @@ def read_answers(folder: Path) -> list[Answer]:
         Answer(row["interface"], row["question"], tuple((name, score) for name, score in row["hits"]))
         for row in rows
     ]
+
+
+def _model_of(index: Path) -> Path:
+    """The retriever folder that an index names."""
+    with Retriever.open(index, read_only=True) as retriever:
+        folder = retriever.embedder.path
+    if folder is None:
+        raise ArtifactMismatchError(
+            f"{index} was built with a model that is no retriever folder, so it is not this run's. "
+            "Remove it and start the run again."
+        )
+    return folder
 
 
 def score_served(index: Path, problem: Problem) -> QueryMetrics:

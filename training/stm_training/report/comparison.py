@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stm_retriever.errors import require
 from stm_training.data.whole_files import write_whole_text
 from stm_training.evaluate.evaluation import Evaluation
 from stm_training.evaluate.pairs import PairComparison, differences
 from stm_training.evaluate.tables import heading
 from stm_training.report.drawing import ACCENT, BAD, GOOD, INK, SOFT, inline_svg, new_axes
+from stm_training.report.environment import page_environment
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _PURPOSE = "the comparison's page"
 _LONGEST_NAME = 44
 
@@ -161,17 +160,7 @@ def _context(found: Evaluation) -> dict[str, Any]:
 
 
 def _environment() -> Any:
-    jinja2 = require("jinja2", extra="train", purpose=_PURPOSE)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,  # always: texts of queries and documents come from anywhere
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["points"] = lambda difference: f"{100 * difference:+.2f}"
-    environment.filters["heading"] = heading
-    environment.filters["p"] = lambda value: f"{value:.4f}" if value >= 0.001 else "<0.001"
+    environment = page_environment(_PURPOSE)
     environment.filters["rank"] = lambda rank: "–" if rank is None else str(rank)
     return environment
 

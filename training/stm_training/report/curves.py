@@ -2,6 +2,9 @@
 
 The drawing loads nothing, takes the text colour of the page around it (so it is read on light and dark), and
 is the same, byte for byte, for the same figures.
+
+It stands in the run's report and, after ``stm-train finetune``, on a page without the report's styles. So it
+has no part in :mod:`stm_training.report.drawing`, whose charts take their colours from those styles.
 """
 
 from __future__ import annotations

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stm_retriever.errors import require
 from stm_training.finetune.history import curves
 from stm_training.report.curves import learning_curves
+from stm_training.report.environment import page_environment
 from stm_training.report.forest import forest_svg
 from stm_training.report.negatives import negatives_svg
 from stm_training.report.pareto import ChartPoint, lambda_svg, pareto_svg
 from stm_training.report.summary import RunSummary
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_LIST = 200  # skipped rows shown; the run folder holds all
 
 
@@ -45,16 +44,9 @@ def render(summary: RunSummary | Mapping[str, Any]) -> str:
     """The report as a string; arguments and errors as :func:`write_report`."""
     if not isinstance(summary, RunSummary):
         summary = RunSummary.model_validate(dict(summary))
-    jinja2 = require("jinja2", extra="train", purpose="the report")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,  # always: texts in a report come from anywhere
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["points"] = _points
+    environment = page_environment("the report")
     environment.filters["duration"] = _duration
+    environment.filters["figure"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     environment.filters["megabytes"] = lambda size: f"{size / 1e6:,.1f} MB"
     template = environment.get_template("report.html.j2")
     html: str = template.render(
@@ -100,11 +92,6 @@ def _curves(summary: RunSummary) -> dict[str, str]:
         for one in summary.experts
     }
     return {name: svg for name, svg in drawn.items() if svg is not None}
-
-
-def _points(difference: float) -> str:
-    """A difference of scores (0-1) in points (0-100)."""
-    return f"{100 * difference:+.2f}"
 
 
 def _duration(seconds: float) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +75,11 @@ def negative_scores(mining: Mapping[str, Any] | None) -> NegativeScores | None:
     return NegativeScores(model=mining["model"], **mining["histogram"])
 
 
-def variants_of(folder: Path, timed: Mapping[str, float] | None = None) -> tuple[VariantSummary, ...]:
+def variants_of(folder: Path) -> tuple[VariantSummary, ...]:
     """Size and closeness of every ONNX file of a retriever folder.
 
     Args:
         folder: The retriever folder.
-        timed: Variant -> milliseconds of a query, see :func:`query_milliseconds`.
 
     Raises:
         ModelFolderError: If it is no retriever folder.
@@ -99,23 +97,9 @@ def variants_of(folder: Path, timed: Mapping[str, float] | None = None) -> tuple
                 size=sum(file.stat().st_size for file in files if file.is_file()),
                 min_cosine=report.get("min_cosine"),
                 dev_points=statistics.fmean(dev) if dev else None,
-                query_ms=(timed or {}).get(name),
             )
         )
     return tuple(found)
-
-
-def query_milliseconds(encode: Callable[[list[str]], object], queries: Sequence[str]) -> float:
-    """Median time of encoding one query alone, in milliseconds; the first one warms up and is not counted."""
-    if not queries:
-        return float("nan")
-    encode([queries[0]])
-    times = []
-    for query in queries:
-        started = time.perf_counter()
-        encode([query])
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)
 
 
 def with_near_duplicates(summary: LeakageSummary, report: LeakageReport) -> LeakageSummary:

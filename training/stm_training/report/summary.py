@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stm_training.evaluate.compare import SystemResult
+from stm_training.evaluate.pairs import PairComparison
 from stm_training.evaluate.selection import Decision
 from stm_training.merge.fusion import FusionCurve
 
@@ -161,6 +162,23 @@ class QueryChanges(_Record):
     drops: tuple[QueryExample, ...] = Field((), description="The largest losses, the largest first.")
 
 
+class VariantSpeed(_Record):
+    """How fast one ONNX file encodes, after one warm-up."""
+
+    query_ms: float = Field(description="Median time of one query alone, in milliseconds.")
+    documents_per_s: float = Field(description="Documents encoded per second, in batches.")
+    queries: int = Field(ge=1, description="Queries timed.")
+    documents: int = Field(ge=1, description="Documents timed.")
+
+
+class SpeedSummary(_Record):
+    """One measurement of the variants, beside whatever else ran on the machine."""
+
+    cpu: str = Field(description="The processor's name.")
+    threads: int = Field(ge=1, description="Threads that a call may use.")
+    variants: dict[str, VariantSpeed] = Field(default_factory=dict, description="By variant.")
+
+
 class VariantSummary(_Record):
     """One ONNX file of the retriever folder."""
 
@@ -168,7 +186,6 @@ class VariantSummary(_Record):
     size: int = Field(ge=0, description="Bytes, weight files included.")
     min_cosine: float | None = Field(None, description="Lowest cosine to the model's own vectors.")
     dev_points: float | None = Field(None, description="Change of nDCG@10 on development queries, in points.")
-    query_ms: float | None = Field(None, description="Median time of one query, in milliseconds.")
 
 
 class GuardSummary(_Record):
@@ -201,6 +218,9 @@ class RunSummary(_Record):
     shipped: str
     proven_on: ProvenOn
     systems: dict[str, SystemResult] = Field(description="Figures on the test queries.")
+    comparisons: tuple[PairComparison, ...] = Field(
+        (), description="On the test queries: what ships, and the merge, against the others."
+    )
     contradiction: str | None = Field(None, description="Set where the test queries contradict the choice.")
     selection: Decision | None = None
     seconds: dict[str, float] = Field(default_factory=dict, description="Stage: seconds.")
@@ -220,6 +240,7 @@ class RunSummary(_Record):
     query_changes: QueryChanges | None = Field(None, description="Test queries, shipped against base.")
     negatives: NegativeScores | None = Field(None, description="Of mined hard negatives, if any.")
     variants: tuple[VariantSummary, ...] = Field((), description="The retriever folder's ONNX files.")
+    speed: SpeedSummary | None = Field(None, description="Of the variants, on the run's machine.")
     served_ndcg10: float | None = Field(None, description="nDCG@10 of the answers from the index folder.")
     skipped_rows: tuple[SkippedLine, ...] = ()
     notice: str | None = None
