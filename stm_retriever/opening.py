@@ -44,7 +44,7 @@ def load_embedder(
     wanted = manifest.embedder
     options: dict[str, Any] = {"variant": variant or wanted.variant, "device": device, "threads": threads}
     folder = None if wanted.path is None else (path.resolve() / wanted.path).resolve()
-    if folder is None or not folder.is_dir():
+    if folder is None or not os.path.isdir(folder):  # False too for a name that no file system takes
         if wanted.hub_name is None:
             raise _model_gone(path, folder, wanted)
         try:

@@ -6,6 +6,7 @@ manifest is written last: until then, and after a crash at any point, the folder
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def save(
     with store.reading() as reader:
         _catch_up(reader, live)
         saved = manifest.snapshot
-        is_saved = saved is not None and saved.position == live.position and (path / saved.file).is_file()
+        is_saved = saved is not None and saved.position == live.position and os.path.isfile(path / saved.file)
         if is_saved and not rebuild:
             return manifest
         if _worn(live, manifest, reader.count()):

@@ -14,7 +14,7 @@ from stm_retriever.errors import ConfigError, IndexFolderError
 from stm_retriever.index.manifest import IndexManifest, read_index_manifest
 from stm_retriever.index.reading import Reader
 from stm_retriever.index.snapshot import load_snapshot
-from stm_retriever.index.vectors import VectorIndex, new_index, resolve_kind
+from stm_retriever.index.vectors import Labels, VectorIndex, new_index, resolve_kind
 
 logger = logging.getLogger(__name__)
 
@@ -67,23 +67,23 @@ class LiveIndex:
         self._mmap = mmap
 
     def open(self, reader: Reader) -> None:
-        """Load the snapshot if it fits the store, replay the log, and check the result by counting.
+        """Load the snapshot if it fits the store, replay the log, and compare the labels.
 
         Raises:
-            IndexFolderError: If the store holds fewer vectors than documents.
+            IndexFolderError: If the store itself does not hold one vector for each document.
         """
         with self.gate.alone():
             self._load(reader)
             self.replay(reader)
-            if len(self.alive()) == reader.count():
+            if self._holds(reader.labels()):
                 return
             logger.warning("%s: snapshot and documents disagree; rebuilding.", self._path)
             self.rebuild(reader)
-            if len(self.alive()) != reader.count():
+            if not self._holds(reader.labels()):
                 raise IndexFolderError(
                     f"{str(self._path)!r}: the store holds {reader.count()} documents but "
-                    f"{len(self.alive())} vectors; the file is damaged. Restore it from a backup, or "
-                    "index the documents again."
+                    f"{len(self.alive())} vectors, or not those of these documents; the file is damaged. "
+                    "Restore it from a backup, or index the documents again."
                 )
 
     def alive(self) -> VectorIndex:
@@ -136,8 +136,13 @@ class LiveIndex:
             self._load(reader)
         if self.index is not None and reader.trimmed_through() <= self.position <= last:
             self._follow(reader, last)
-        else:
-            self.rebuild(reader)
+            if self._holds(reader.labels()):
+                return
+        self.rebuild(reader)
+
+    def _holds(self, labels: Labels) -> bool:
+        """Whether the index holds just these sorted labels; a file can say anything about its rows."""
+        return np.array_equal(self.alive().live_labels(), labels)
 
     def _load(self, reader: Reader) -> None:
         snapshot = self._manifest.snapshot

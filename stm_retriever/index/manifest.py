@@ -41,10 +41,19 @@ class EmbedderRef(_Strict):
 
 
 class SnapshotRef(_Strict):
-    """A saved vector index and the last change that is in it."""
+    """A saved vector index and the last change that is in it.
+
+    Attributes:
+        file: Its name in the folder.
+        sha256: What :func:`~stm_retriever.index.digest.digest_of` gives for the file.
+        block_bytes: The blocks that ``sha256`` is made of; None, as in older manifests, for the whole file.
+        position: The last change that is in it.
+        count: How many vectors it holds.
+    """
 
     file: InnerPath
     sha256: str
+    block_bytes: int | None = Field(default=None, ge=1 << 12)
     position: int = Field(ge=0)
     count: int = Field(ge=0)
 

@@ -13,6 +13,8 @@ from stm_retriever.index.vectors import Labels, VectorIndex, Vectors
 
 _SPARE = 16
 _ROUNDING = 1e-5  # two float32 inner products of one pair of unit vectors differ by less
+_FEW = 0.05  # share of matches up to which reading their vectors from the store beats searching among codes
+_FEWEST, _MOST = 1000, 20_000  # matches that are always, and never, so few
 
 Stored = Callable[[list[int]], Vectors | None]
 """Gives the stored vectors of labels, or None if one is gone by now."""
@@ -72,6 +74,11 @@ def exact_top(
     asked = min(index.candidates_factor * k + _SPARE, limit)
     if asked == 0 or len(queries) == 0:
         return [[] for _ in queries]
+    if allowed is not None and _are_few(index, len(allowed)):
+        vectors = stored(allowed.tolist())
+        if vectors is None:
+            raise ChangedMeanwhileError
+        return [_nearest(query, allowed, vectors, k) for query in queries]
     found = index.search(queries, asked, allowed=allowed)
     ranked = []
     for row, query in enumerate(queries):
@@ -86,6 +93,21 @@ def exact_top(
     return ranked
 
 
+def _are_few(index: VectorIndex, allowed: int) -> bool:
+    """Whether to compare a query with all vectors that may be found, where the index has only codes."""
+    return not index.keeps_vectors and allowed <= min(_MOST, max(_FEWEST, _FEW * len(index)))
+
+
+def _nearest(query: Vectors, labels: Labels, vectors: Vectors, k: int) -> list[tuple[int, float]]:
+    """The k best of all that may be found."""
+    if k < len(labels):
+        rough = vectors @ query
+        least = np.partition(rough, len(rough) - k)[len(rough) - k] - 2 * _ROUNDING
+        near = np.flatnonzero(rough >= least)
+        labels, vectors = labels[near], vectors[near]
+    return _best(query, labels, vectors, k)[0]
+
+
 def _rescored(
     index: VectorIndex, query: Vectors, labels: Labels, k: int, stored: Stored
 ) -> tuple[list[tuple[int, float]], bool]:
@@ -97,7 +119,15 @@ def _rescored(
         vectors = stored(labels.tolist())
     if vectors is None:
         raise ChangedMeanwhileError
+    pairs, scores = _best(query, labels, vectors, k)
+    return pairs, bool(pairs[-1][1] > scores.min() + _ROUNDING)
+
+
+def _best(
+    query: Vectors, labels: Labels, vectors: Vectors, k: int
+) -> tuple[list[tuple[int, float]], npt.NDArray[np.float64]]:
+    """The k best, and all scores; in float64, where equal vectors have equal scores."""
     scores = vectors.astype(np.float64) @ query.astype(np.float64)
     best = np.lexsort((labels, -scores))[:k]
     pairs = list(zip(labels[best].tolist(), scores[best].tolist(), strict=True))
-    return pairs, bool(scores[best[-1]] > scores.min() + _ROUNDING)
+    return pairs, scores

@@ -120,10 +120,12 @@ class Reader:
             last = rows[-1][0]
             yield self._arrays(rows)
 
-    def vectors_under(self, labels: Sequence[int]) -> Vectors | None:
+    def vectors_under(self, labels: list[int]) -> Vectors | None:
         """Return the vectors under labels, float32 (n, dimension), or None if one is gone by now."""
         rows = self.select_in("SELECT label, vector, checksum FROM vectors WHERE label IN", labels)
         found, vectors = self._arrays(rows)
+        if found.tolist() == labels:  # SQLite looks them up in this order
+            return vectors
         place = {int(label): row for row, label in enumerate(found)}
         try:
             return vectors[[place[label] for label in labels]]
@@ -195,8 +197,9 @@ class Reader:
                     "damaged. Restore the folder from a backup, or index the documents again."
                 )
         labels = np.array([row[0] for row in rows], np.int64)
-        joined = b"".join(row[1] for row in rows)
-        vectors = np.frombuffer(joined, "<f4").reshape(len(rows), self._dimension).astype(np.float32)
+        joined = bytearray().join(row[1] for row in rows)
+        vectors = np.frombuffer(joined, "<f4").reshape(len(rows), self._dimension)
+        vectors = vectors.astype(np.float32, copy=False)
         if not np.isfinite(vectors).all():
             raise IndexFolderError(
                 f"One of the vectors with labels {labels[0]} to {labels[-1]} in the index is not finite; the "
@@ -209,7 +212,12 @@ def parse_labels(joined: str | None) -> Labels:
     """Turn SQL's ``group_concat(label)`` into sorted, distinct labels; twice as fast as row by row."""
     if joined is None:
         return np.empty(0, np.int64)
-    return np.unique(np.fromstring(str(joined), np.int64, sep=","))
+    labels = np.fromstring(str(joined), np.int64, sep=",")
+    if (labels[1:] > labels[:-1]).all():  # as a rule
+        return labels
+    labels.sort()  # np.unique goes by hashes, which takes ten times as long
+    distinct: Labels = labels[np.concatenate([[True], labels[1:] != labels[:-1]])]
+    return distinct
 
 
 @cache

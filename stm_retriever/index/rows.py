@@ -16,7 +16,7 @@ Row = tuple[str, str, str, str | None, int | None, int | None]
 """id, text, metadata as JSON, parent_id, start, end."""
 
 HASH_SIZE = 16
-_decode = json.JSONDecoder().decode  # json.loads without its checks of the argument's type
+_decode = json.JSONDecoder().raw_decode  # json.loads without looking for spaces around, which we do not write
 _LARGEST_BITS = 10_000  # Python's int() refuses texts of more than 4300 digits
 _DEEPEST = 100  # JSON's reader and ours recurse; nobody nests metadata this deep on purpose
 
@@ -89,7 +89,7 @@ def document_of(row: Row, stored_hash: bytes) -> Document:
     try:
         if hash_of(row) != stored_hash:
             raise ValueError("its content does not have the hash that was stored with it")
-        values = _decode(metadata) if metadata != "{}" else {}
+        values = _decode(metadata)[0] if metadata != "{}" else {}
         if type(values) is not dict or not (isinstance(name, str) and isinstance(text, str)):
             raise ValueError("its fields have other types than were written")
     except (TypeError, ValueError, RecursionError) as error:
@@ -97,7 +97,7 @@ def document_of(row: Row, stored_hash: bytes) -> Document:
             f"The document {name!r:.60} in the index is damaged: {error}. Restore the folder from a "
             "backup, or index the documents again."
         ) from error
-    return Document(id=name, text=text, metadata=values, parent_id=parent_id, start=start, end=end)
+    return Document(name, text, values, parent_id, start, end)
 
 
 def _check_document(document: Document, position: int) -> None:

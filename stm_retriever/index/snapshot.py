@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stm_retriever.atomic_write import flush_file, flush_folder
 from stm_retriever.errors import IndexFolderError
-from stm_retriever.folder import sha256_file
+from stm_retriever.index.digest import block_size, digest_of
 from stm_retriever.index.kinds.trust import is_known, remember, try_out
 from stm_retriever.index.manifest import IndexManifest, SnapshotRef
 from stm_retriever.index.vectors import VectorIndex, load_index
@@ -39,7 +39,8 @@ def save_snapshot(folder: Path, index: VectorIndex, *, generation: int, position
     try:
         index.save(partial)
         flush_file(partial)
-        digest = sha256_file(partial)
+        blocks = block_size(partial)
+        digest = digest_of(partial, blocks)
         partial.replace(path)
         flush_folder(folder)
     except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError when the disk is full
@@ -49,7 +50,7 @@ def save_snapshot(folder: Path, index: VectorIndex, *, generation: int, position
             "takes longer. Free disk space, and close the index again."
         ) from error
     remember(digest)
-    return SnapshotRef(file=path.name, sha256=digest, position=position, count=len(index))
+    return SnapshotRef(file=path.name, sha256=digest, block_bytes=blocks, position=position, count=len(index))
 
 
 def load_snapshot(
@@ -69,7 +70,7 @@ def load_snapshot(
         return None
     path = folder / wanted.file
     try:
-        found = sha256_file(path)
+        found = digest_of(path, wanted.block_bytes)
         if found != wanted.sha256:
             raise ValueError(f"sha256 is {found}, the manifest says {wanted.sha256}")
         if verify_in_child or (verify_in_child is None and not is_known(found)):

@@ -6,15 +6,20 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import faiss
+import numpy as np
 import pytest
 
 from stm_retriever import Document, Embedder, Retriever
+from stm_retriever.folder import sha256_file
 from stm_retriever.index import folder as index_folder
 from stm_retriever.index import live
 from stm_retriever.index.snapshot import load_snapshot
@@ -124,6 +129,33 @@ def test_a_damaged_snapshot_is_rebuilt_from_the_documents(
     with Retriever.open(saved) as retriever:  # and the next close has saved a good one
         assert load_snapshot(saved, retriever.manifest) is not None
         assert retriever.search("heart", k=1)[0].id == "new"
+
+
+def _relabel(index: Path, labels: list[int]) -> None:
+    """Give the rows of a snapshot other labels, and write its new checksum wherever one is compared."""
+    path = _snapshot(index)
+    wrapped = faiss.read_index(str(path))
+    faiss.copy_array_to_vector(np.array(labels, np.int64), wrapped.id_map)
+    faiss.write_index(wrapped, str(path))
+    manifest = json.loads((index / "manifest.json").read_text("utf-8"))
+    manifest["snapshot"]["sha256"] = sha256_file(path)
+    (index / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with closing(sqlite3.connect(index / "documents.sqlite")) as connection, connection:
+        connection.execute(
+            "UPDATE facts SET value = ? WHERE name = 'snapshot'", (manifest["snapshot"]["sha256"],)
+        )
+
+
+@pytest.mark.parametrize("labels", [range(2, 52), [*range(1, 50), 999]], ids=["shifted", "one of its own"])
+def test_a_snapshot_of_as_many_other_labels_is_rebuilt_although_its_checksum_fits(
+    saved: Path, labels: Sequence[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Retriever.open(saved, read_only=True) as retriever:
+        expected = retriever.search("sea 7", k=50)
+    _relabel(saved, list(labels))
+    with caplog.at_level(logging.WARNING), Retriever.open(saved, read_only=True) as retriever:
+        assert "snapshot and documents disagree" in caplog.text
+        assert retriever.search("sea 7", k=50) == expected
 
 
 def test_a_missing_snapshot_is_rebuilt_from_the_documents(saved: Path) -> None:

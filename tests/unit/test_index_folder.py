@@ -215,6 +215,30 @@ def test_the_kind_is_changed_without_encoding_and_kept(folder: IndexFolder) -> N
         assert reader.search(vector_of("sea 5")[None], 7) == expected
 
 
+@pytest.mark.parametrize("kind", ["ivf-pq", "sq8", "rabitq", "binary"])
+def test_a_kind_that_keeps_codes_is_exact_among_few_matches(tmp_path: Path, kind: str) -> None:
+    count = 2500
+    vectors = np.random.default_rng(3).standard_normal((count, DIMENSION)).astype(np.float32)
+    vectors[50:500:50] = vectors[0]  # equal ones go by insertion
+    folder = IndexFolder.create(tmp_path / "index", embedder=EMBEDDER, kind=kind)
+    documents = [
+        Document(id=str(number), text=f"sea {number}", metadata={"part": number % 50})
+        for number in range(count)
+    ]
+    folder.put(documents, vectors)
+    folder.compact()  # trained by now
+    assert not folder._live.alive().keeps_vectors
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for query, k in ((vectors[0], 15), (vectors[1], 10), (vectors[2], 1000)):
+        scores = unit[::50] @ (query / np.linalg.norm(query))
+        expected = [str(50 * place) for place in np.lexsort((np.arange(50), -scores.round(6)))[:k]]
+        found = folder.search(query[None], k, where={"part": 0})[0]
+        assert [document.id for document, _ in found] == expected
+    folder.delete([str(number) for number in range(0, count, 50)])
+    assert folder.search(vectors[:2], 10, where={"part": 0}) == [[], []]
+    folder.close()
+
+
 def test_compaction_gives_space_back_and_rebuilds_a_worn_index(tmp_path: Path) -> None:
     folder = IndexFolder.create(tmp_path / "index", embedder=EMBEDDER, kind="hnsw")
     documents = [Document(id=f"d{number}", text=f"{number} " + "long " * 500) for number in range(400)]

@@ -12,6 +12,7 @@ import pytest
 from stm_retriever import ConfigError
 from stm_retriever.index.kinds import KINDS, Labels, VectorIndex, Vectors, load_index, new_index, resolve_kind
 from stm_retriever.index.kinds.recipes import check_kind, fits, lists_for
+from stm_retriever.index.kinds.rows import RowLabels
 
 DIMENSION = 32
 COUNT = 3000
@@ -133,6 +134,29 @@ def test_a_saved_index_answers_the_same_and_its_file_is_left_alone_by_later_chan
         found = again.search(new, 5 * again.candidates_factor)
         assert [100_000 + place in labels for place, labels in enumerate(found)] == [True] * 3
         assert path.read_bytes() == before
+
+
+def test_rows_are_found_by_label_while_labels_run_on_and_after_gaps_and_removals() -> None:
+    rows = RowLabels(np.arange(5, 105))
+    asked = np.array([104, 3, 5, 105, 60])
+    assert rows.find(asked).tolist() == [99, 0, 55]
+    rows.append(np.array([200, 150]))
+    assert rows.find(np.array([150, 105, 200, 5])).tolist() == [101, 100, 0]
+    rows.bury(np.array([0]))
+    assert rows.find(np.array([5, 6])).tolist() == [1]
+    assert rows.live().tolist() == [*range(6, 105), 150, 200]
+    assert RowLabels(np.array([7, 6, 5])).find(np.array([5, 7])).tolist() == [2, 0]
+    assert RowLabels().find(asked).tolist() == []
+
+
+def test_vectors_are_given_back_also_after_additions_and_removals_have_moved_them() -> None:
+    for kind in ("flat", "hnsw", "ivf"):
+        index = _filled(kind)
+        assert np.array_equal(index.reconstruct(LABELS[:5]), VECTORS[:5])
+        index.remove(LABELS[2:1500])
+        index.add(np.arange(100_000, 101_498), VECTORS[2:1500])  # as many rows or labels as before
+        assert np.array_equal(index.reconstruct(LABELS[-5:]), VECTORS[-5:])
+        assert np.array_equal(index.reconstruct(np.arange(100_000, 100_005)), VECTORS[2:7])
 
 
 @pytest.mark.parametrize("kind", EVERY)

@@ -154,6 +154,7 @@ def _write(name: str, data: bytes) -> Callable[[Path], None]:
         (lambda index: _edit(index, metric="l2"), "metric: Input should be 'cosine'"),
         (lambda index: _edit(index, index_id="other"), "files of two indexes were mixed"),
         (_remove("documents.sqlite"), r"documents\.sqlite.*is missing"),
+        (lambda index: _edit(index, store="x" * 10_000), "x.*is missing"),
         (_write("documents.sqlite", b"not a database, but as long as one would be" * 100), "SQLite says"),
         (_write("documents.sqlite", b""), "does not hold the tables of an index"),
     ],

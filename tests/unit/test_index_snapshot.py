@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stm_retriever.folder import sha256_file
+from stm_retriever.index import digest
 from stm_retriever.index.kinds import VectorIndex, new_index, trust
 from stm_retriever.index.kinds.probe import try_index
 from stm_retriever.index.manifest import EmbedderRef, IndexManifest, SnapshotRef
@@ -53,8 +54,8 @@ def _saved(folder: Path, kind: str) -> IndexManifest:
 def _with_new_checksum(folder: Path, manifest: IndexManifest) -> IndexManifest:
     """What somebody who rewrites the file would write beside it."""
     assert manifest.snapshot is not None
-    digest = sha256_file(folder / manifest.snapshot.file)
-    return manifest.model_copy(update={"snapshot": manifest.snapshot.model_copy(update={"sha256": digest})})
+    found = sha256_file(folder / manifest.snapshot.file)
+    return manifest.model_copy(update={"snapshot": manifest.snapshot.model_copy(update={"sha256": found})})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,6 +146,33 @@ def test_a_damaged_file_is_found_by_its_checksum(tmp_path: Path, caplog: pytest.
     assert load_snapshot(tmp_path, manifest) is None
     path.unlink()
     assert load_snapshot(tmp_path, manifest) is None
+
+
+def test_a_large_snapshot_is_hashed_by_blocks_and_damage_is_found_in_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "BLOCK_BYTES", 1 << 16)
+    saved = save_snapshot(tmp_path, _index("flat"), generation=1, position=7)
+    assert saved.block_bytes == 1 << 16
+    path = tmp_path / saved.file
+    whole = path.read_bytes()
+    assert digest.digest_of(path, saved.block_bytes) == saved.sha256
+    assert saved.sha256 != sha256_file(path)
+    for place in (*range(0, len(whole), 1 << 15), len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert digest.digest_of(path, saved.block_bytes) != saved.sha256
+    for other in (whole[:-1], whole[: 1 << 16], whole + b"\0", whole[1 << 16 :] + whole[: 1 << 16], b""):
+        path.write_bytes(other)
+        assert digest.digest_of(path, saved.block_bytes) != saved.sha256
+
+
+def test_the_hash_of_a_small_snapshot_and_of_an_older_one_is_that_of_the_file(tmp_path: Path) -> None:
+    manifest = _saved(tmp_path, "flat")
+    assert manifest.snapshot is not None
+    assert manifest.snapshot.block_bytes is None
+    assert manifest.snapshot.sha256 == sha256_file(tmp_path / manifest.snapshot.file)
+    older = manifest.snapshot.model_dump(exclude={"block_bytes"})
+    assert SnapshotRef.model_validate(older) == manifest.snapshot
 
 
 @pytest.mark.parametrize("kind", KINDS)

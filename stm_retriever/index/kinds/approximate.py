@@ -98,6 +98,11 @@ class ApproximateIndex(LabelledIndex):
     # Tuning ------------------------------------------------------------------------------------------------
 
     @property
+    def keeps_vectors(self) -> bool:
+        """Whether it holds the vectors as they were added, and not only codes of them."""
+        return bool(self._exact)
+
+    @property
     def candidates_factor(self) -> int:
         """How many times k candidates to ask for."""
         return self._candidates
@@ -143,6 +148,7 @@ class ApproximateIndex(LabelledIndex):
         self._exact = type(self._index) in (self._faiss.IndexHNSWFlat, self._faiss.IndexIVFFlat)
         self._inverted = innermost if isinstance(innermost, self._faiss.IndexIVF) else None
         self._graph = innermost if isinstance(innermost, self._faiss.IndexHNSW) else None
+        self._storage: Any = None if self._graph is None else self._faiss.downcast_index(self._graph.storage)
         # FAISS scans codes in registers many at a time, but one by one as soon as there is a selector.
         self._scans_fast = isinstance(innermost, self._faiss.IndexIVFFastScan)
         if self._exact and self._inverted is not None and self._inverted.direct_map.no():
@@ -194,9 +200,8 @@ class ApproximateIndex(LabelledIndex):
     ) -> npt.NDArray[np.int64]:
         if self._graph is not None and self._graph is self._index:
             selector = None if bits is None else self._faiss.IDSelectorBitmap(bits)
-            storage = self._faiss.downcast_index(self._graph.storage)
             chosen = self._faiss.SearchParameters(sel=selector)
-            found: npt.NDArray[np.int64] = storage.search(queries, k, params=chosen)[1]
+            found: npt.NDArray[np.int64] = self._storage.search(queries, k, params=chosen)[1]
             return found
         return self._search_rows(queries, k, bits, math.inf)
 
@@ -241,12 +246,7 @@ class ApproximateIndex(LabelledIndex):
         """All vectors by row as a view, where they lie side by side as they were added."""
         if self._graph is None or not self._exact:
             return None
-        storage = self._faiss.downcast_index(self._graph.storage)
-        size = self._labels.count * storage.d
-        if not size:
-            return None
-        found: Vectors = self._faiss.rev_swig_ptr(storage.get_xb(), size).reshape(-1, storage.d)
-        return found
+        return self._view_of(self._storage)
 
     def _signs(self, rows: Labels) -> Vectors:
         """Decode rows of a 1-bit index to -1 and 1, which multiply with a query as it is."""

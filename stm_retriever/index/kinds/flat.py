@@ -21,6 +21,7 @@ class FlatIndex(LabelledIndex):
     """Exact search over the vectors themselves."""
 
     candidates_factor = 1
+    keeps_vectors = True
 
     def __init__(
         self,
@@ -43,7 +44,6 @@ class FlatIndex(LabelledIndex):
         """
         index, labels = opened or (None, None)
         super().__init__(labels, mapped=mapped)
-        self._dimension = dimension
         self._advice = advice
         self._index = self._faiss.IndexFlatIP(dimension) if index is None else index
         if self._labels.dead:
@@ -54,6 +54,7 @@ class FlatIndex(LabelledIndex):
         rows = np.unique(self._labels.find(np.asarray(labels, np.int64)))
         if len(rows):
             self._own()
+            self._view = None
             self._index.remove_ids(self._faiss.IDSelectorBatch(rows))
             self._labels.take_out(rows)
 
@@ -84,12 +85,7 @@ class FlatIndex(LabelledIndex):
 
     def stored(self) -> Vectors:
         """Return all vectors in the order of rows, float32 (n, dimension), as a view not to be written to."""
-        count = self._labels.count
-        if count == 0:
-            return np.empty((0, self._dimension), np.float32)
-        flat = self._faiss.rev_swig_ptr(self._index.get_xb(), count * self._dimension)
-        found: Vectors = flat.reshape(count, self._dimension)
-        return found
+        return self._view_of(self._index)
 
     @property
     def stale(self) -> str | None:

@@ -89,6 +89,11 @@ class GpuIndex:
         return self._cpu.labels
 
     @property
+    def keeps_vectors(self) -> bool:
+        """Whether the CPU index holds the vectors as they were added."""
+        return self._cpu.keeps_vectors
+
+    @property
     def candidates_factor(self) -> int:
         """How many times k candidates to ask for."""
         return self._cpu.candidates_factor
@@ -114,6 +119,10 @@ class GpuIndex:
             with self._lock:
                 self._cpu.set_parameters(values)
                 self._copy = None
+
+    def live_labels(self) -> Labels:
+        """Return the labels of all vectors, sorted."""
+        return self._cpu.live_labels()
 
     def add(self, labels: Labels, vectors: Vectors) -> None:
         """Add vectors under new labels; the copy is made anew at the next search."""

@@ -25,6 +25,7 @@ class LabelledIndex:
         self._index: Any = None
         self._labels = RowLabels(labels)
         self._mapped = mapped
+        self._view: Vectors | None = None
 
     def __len__(self) -> int:
         """Return how many vectors it holds, without those removed."""
@@ -35,15 +36,30 @@ class LabelledIndex:
         """Which label lies in which row; not to be changed."""
         return self._labels
 
+    def live_labels(self) -> Labels:
+        """Return the labels of all vectors, sorted."""
+        return self._labels.live()
+
     def add(self, labels: Labels, vectors: Vectors) -> None:
         """Add vectors under new labels."""
         if len(labels):
             self._own()
+            self._view = None
             self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
             self._labels.append(labels)
 
     def _own(self) -> None:
         """Copy a file that is mapped into memory before the first change: the file must stay as it is."""
         if self._mapped:
+            self._view = None
             self._index = self._faiss.deserialize_index(self._faiss.serialize_index(self._index))
             self._mapped = False
+
+    def _view_of(self, flat: Any) -> Vectors:
+        """All vectors of a FAISS ``IndexFlat`` by row, not to be written to; made once until they change."""
+        view = self._view
+        if view is None:
+            size = flat.ntotal * flat.d
+            numbers = self._faiss.rev_swig_ptr(flat.get_xb(), size) if size else np.empty(0, np.float32)
+            view = self._view = numbers.reshape(-1, flat.d)
+        return view

@@ -25,6 +25,10 @@ class VectorIndex(Protocol):
         """Return how many vectors it holds."""
         ...
 
+    def live_labels(self) -> Labels:
+        """Return the labels of all vectors that it holds, sorted; not to be changed."""
+        ...
+
     def add(self, labels: Labels, vectors: Vectors) -> None:
         """Add vectors, float32 (n, dimension), under labels, int64 (n,), that it does not hold yet."""
         ...
@@ -53,6 +57,11 @@ class VectorIndex(Protocol):
 
     def save(self, path: Path) -> None:
         """Write everything to one file."""
+        ...
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether it holds the vectors as they were added, and not only codes of them."""
         ...
 
     @property

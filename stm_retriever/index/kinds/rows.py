@@ -22,6 +22,7 @@ class RowLabels:
         self._count = len(self._rows)
         self._dead = int(np.count_nonzero(self._rows == DEAD))
         self._lookup: tuple[Labels, Rows] | None = None
+        self._first: int | None = None
         self._bits: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
@@ -71,10 +72,17 @@ class RowLabels:
         known, rows = self._sorted()
         if not len(known):
             return np.empty(0, np.int64)
+        if self._first is not None:  # nothing was replaced or removed yet: no search
+            places = labels - self._first
+            return places[(places >= 0) & (places < len(known))]
         places = np.searchsorted(known, labels)
         places[places == len(known)] = 0
         found: Rows = rows[places[known[places] == labels]]
         return found
+
+    def live(self) -> Labels:
+        """Return the labels of all rows that carry one, sorted; not to be changed."""
+        return self._sorted()[0]
 
     def live_bits(self) -> npt.NDArray[np.uint8]:
         """Return one bit per row, the first row lowest: whether it carries a label."""
@@ -94,9 +102,13 @@ class RowLabels:
         if lookup is None:  # two threads may both make it; both make the same
             rows = np.argsort(self.by_row, kind="stable")  # nearly sorted already: fast
             labels = self.by_row[rows]
-            lookup = self._lookup = (labels[self._dead :], rows[self._dead :])
+            lookup = (labels[self._dead :], rows[self._dead :])
+            first = int(self._rows[0]) if self._count else 0
+            in_a_row = not self._dead and np.array_equal(labels, np.arange(first, first + self._count))
+            self._first = first if in_a_row and np.array_equal(rows, np.arange(self._count)) else None
+            self._lookup = lookup
         return lookup
 
     def _forget(self) -> None:
-        self._lookup = None
+        self._lookup = self._first = None
         self._bits = None

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from stm_retriever import Document, Embedder, Retriever
 from stm_retriever.errors import ConfigError
+from stm_retriever.index.kinds import KINDS, check_kind
 from stm_retriever.retriever import open_or_create
 from stm_training.commands.options import add_on_error
 from stm_training.data.reading import read_corpus
@@ -36,6 +37,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("documents", help="folder of .txt/.md/.html files, JSONL file, or BEIR folder")
     parser.add_argument("--model", required=True, help="retriever folder (made by stm-train run or export)")
     parser.add_argument("--out", required=True, help="index folder; made if it is not there")
+    parser.add_argument(
+        "--kind",
+        metavar="KIND",
+        help=f"kind of vector index: {', '.join(KINDS)}, auto, or factory: and a FAISS factory string, as in "
+        "factory:HNSW32,SQ8. auto chooses by size at each rebuild: flat up to 50,000 vectors of 384 "
+        "dimensions (or as many numbers), then hnsw while graph and vectors take up to 8 GiB, then ivf-pq "
+        "(default: flat, which is exact, for a new index; one that is there keeps its kind)",
+    )
     parser.add_argument("--max-tokens", type=int, help="tokens per passage (default: the model's maximum)")
     parser.add_argument(
         "--overlap", type=int, default=DEFAULT_OVERLAP, help="tokens repeated between passages"
@@ -52,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_tokens is not None and arguments.max_tokens < 16:
         message = f"--max-tokens is {arguments.max_tokens}; a passage needs at least 16 tokens."
         raise ConfigError(message)
+    if arguments.kind is not None:
+        check_kind(arguments.kind)  # before anything is read or encoded
     skipped: list[SkippedRow] = []
     passages = read_corpus(arguments.documents, arguments.on_error, skipped=skipped)
     for row in skipped:
@@ -59,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     embedder = Embedder.load(arguments.model, variant=arguments.variant)
     if not arguments.no_split:
         passages = split_for(embedder, passages, arguments.max_tokens, arguments.overlap)
-    with open_or_create(Path(arguments.out), embedder) as retriever:
+    with open_or_create(Path(arguments.out), embedder, arguments.kind) as retriever:
         add_in_batches(retriever, (as_document(passage) for passage in passages), total=len(passages))
         total = retriever.count()
     truncated = embedder.count_truncated([passage.content for passage in passages], role="document")

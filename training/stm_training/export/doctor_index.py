@@ -6,7 +6,8 @@ import sqlite3
 from pathlib import Path
 
 from stm_retriever.errors import StmError
-from stm_retriever.folder import SERVING_FILES, read_manifest, resolve_folder, sha256_file
+from stm_retriever.folder import SERVING_FILES, read_manifest, resolve_folder
+from stm_retriever.index.digest import digest_of
 from stm_retriever.index.manifest import EmbedderRef, IndexManifest, read_index_manifest
 from stm_retriever.index.store import DocumentStore
 from stm_training.export.findings import Finding, ok, problem, warning
@@ -83,7 +84,7 @@ def _check_snapshot(folder: Path, manifest: IndexManifest) -> list[Finding]:
     rebuilt = f"open the index once and it is rebuilt: stm-train search {folder} 'any question'"
     if not path.is_file():
         return [warning(f"the snapshot {snapshot.file} is missing; opening takes longer.", rebuilt)]
-    found = sha256_file(path)
+    found = digest_of(path, snapshot.block_bytes)
     if found != snapshot.sha256:
         return [
             warning(
