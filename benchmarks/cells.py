@@ -6,7 +6,9 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,21 @@ from stm_training.pipeline.stages import source_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+_ONLY_STORED: ContextVar[bool] = ContextVar("only_stored", default=False)
+
+
+class NotStoredError(Exception):
+    """A cell that was to be read has not been computed, or under another key."""
+
+
+@contextmanager
+def only_stored() -> Iterator[None]:
+    """Within this context cells are read and never computed: a missing one raises ``NotStoredError``."""
+    token = _ONLY_STORED.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_STORED.reset(token)
 
 
 @dataclass(frozen=True)
@@ -42,12 +59,18 @@ class CellStore:
         return hashlib.sha256(document.encode()).hexdigest()
 
     def run(self, name: str, decides: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Compute a cell, or read what an earlier run stored under the same key."""
+        """Compute a cell, or read what an earlier run stored under the same key.
+
+        Raises:
+            NotStoredError: If it would have to be computed within :func:`only_stored`.
+        """
         path, key = self.folder / f"{slug(name)}.json", self.key([name, decides])
         if path.exists():
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if stored["key"] == key:
                 return stored
+        if _ONLY_STORED.get():
+            raise NotStoredError(name)
         started = time.monotonic()
         head = {"cell": name, "key": key, "commit": commit(), "versions": installed_versions()}
         result = head | work() | {"seconds": round(time.monotonic() - started, 1)}

@@ -33,11 +33,11 @@ from stm_training.pipeline.scoring import score_backbone
 
 MAX_LENGTH = 128
 ADAPTERS = ROOT / "runs" / "panel"
-SCHEDULE = {"learning_rate": 2e-4, "warmup_steps": 10, "precision": "auto"}
+SCHEDULE = {"warmup_steps": 10, "precision": "auto"}
 EXPERTS = {
-    "synthetic": TrainSettings(steps=80, batch_size=32, **SCHEDULE),
-    "disease_ontology": TrainSettings(steps=100, batch_size=64, **SCHEDULE),
-    "medquad": TrainSettings(steps=80, batch_size=32, **SCHEDULE),
+    "literature": TrainSettings(steps=100, batch_size=32, learning_rate=2e-4, **SCHEDULE),
+    "disease_ontology": TrainSettings(steps=100, batch_size=64, learning_rate=4e-4, **SCHEDULE),
+    "medquad": TrainSettings(steps=80, batch_size=32, learning_rate=2e-4, **SCHEDULE),
 }
 CODE = ("stm_training.finetune", "stm_training.synthesize")
 STORE = CellStore(RESULTS / "experts", CODE, {"max_length": MAX_LENGTH})
@@ -49,8 +49,15 @@ def spec() -> BackboneSpec:
 
 
 def pairs_of(panel: Panel, name: str) -> list[Pair]:
-    """What an expert is trained on; hard negatives are left out (``benchmarks/synthesis.py`` says why)."""
-    pairs = panel.synthetic_pairs if name == "synthetic" else panel.labelled_pairs(name)
+    """What an expert is trained on; hard negatives are left out (``benchmarks/synthesis.py`` says why).
+
+    ``literature``: the synthetic pairs of SciFact and Evidence Inference, and SciFact's labelled ones twice,
+    since they are few.
+    """
+    if name == "literature":
+        pairs = [*panel.synthetic_pairs, *2 * panel.labelled_pairs("scifact")]
+    else:
+        pairs = panel.labelled_pairs(name)
     return [pair.with_negatives(()) for pair in pairs]
 
 

@@ -87,9 +87,10 @@ class Members:
     @cached_property
     def all_data(self) -> tuple[Path, dict[str, Any]]:
         """The adapter that is trained on every pair, and its training's record."""
-        return adapter(ALL_DATA, 0, all_data_settings(), self._every_pair)
+        return adapter(ALL_DATA, 0, all_data_settings(), self.every_pair)
 
-    def _every_pair(self) -> list[Pair]:
+    def every_pair(self) -> list[Pair]:
+        """The pairs of all experts together."""
         return [pair for name in EXPERTS for pair in pairs_of(self.panel, name)]
 
     @cached_property
@@ -106,7 +107,7 @@ class Members:
     @cached_property
     def objective(self) -> Objective:
         """What is maximised: domain quality minus the guards' losses."""
-        return Objective(self.evaluate(None), penalty=2.0, tolerance=MAX_GUARD_LOSS)
+        return objective_of(self.evaluate(None))
 
     def model(self, recipe: MergeRecipe | None) -> Backbone:
         """The evaluator's backbone, turned into a merge or back into the base."""
@@ -121,10 +122,15 @@ class Members:
         return summary(scores(self.model(recipe), self.panel.tests))
 
 
+def objective_of(base: TrialScores) -> Objective:
+    """What every search here maximises, from the base's scores on the development queries."""
+    return Objective(base, penalty=2.0, tolerance=MAX_GUARD_LOSS)
+
+
 def all_data_settings() -> TrainSettings:
     """As many steps as the experts together, at their smaller batch size."""
     steps = sum(settings.steps or 0 for settings in EXPERTS.values())
-    return TrainSettings(steps=steps, batch_size=32, save_steps=50, **SCHEDULE)
+    return TrainSettings(steps=steps, batch_size=32, save_steps=50, learning_rate=2e-4, **SCHEDULE)
 
 
 def search_cell(members: Members, method: str, seed: int, *, full: bool) -> dict[str, Any]:

@@ -8,16 +8,16 @@ The guards' queries are halved: searches see the one half, the final figures the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from stm_training.data.leakage import without_leaks
+from stm_training.data.leakage import normalise, without_leaks
 from stm_training.data.reading import read_beir, read_corpus
 from stm_training.data.records import Collection, Pair, Passage
 from stm_training.data.sample import split_documents
-from stm_training.data.splits import split_collection
+from stm_training.data.splits import halves, split_collection
 from stm_training.llm.openai_client import OpenAIServer
 from stm_training.llm.replay import ReplayServer, read_recordings
 from stm_training.pipeline.collections import Problem, guard_problem, judged_and_sample
@@ -39,12 +39,17 @@ class Panel:
         dev_documents: Passages that each development set is ranked among.
         dev_queries: Development queries per set, at most.
         seed: Seeds every split and sample.
+        full_guards: The guards' test halves out of their full collections, without the queries of the
+            development halves, which always come from the panel's cuts.
+        hold_out_full: Train on no query of the full test collections, whichever are tested.
     """
 
     full: bool = False
     dev_documents: int = 400
     dev_queries: int = 120
     seed: int = 0
+    full_guards: bool = False
+    hold_out_full: bool = False
     _train: dict[str, Collection] = field(default_factory=dict)
 
     @cached_property
@@ -60,10 +65,19 @@ class Panel:
         for name in DOMAINS:
             found = read_beir(cut / name, "test", "skip")
             problems[name] = Problem(name, list(found.corpus.values()), found.queries, found.qrels)
-        for name, exclude_self in GUARDS.items():
+        return problems | {
+            name: self._test_guard(name, exclude_self) for name, exclude_self in GUARDS.items()
+        }
+
+    def _test_guard(self, name: str, exclude_self: bool) -> Problem:
+        if not self.full_guards:
             guard = GuardSection(path=str(self.data / "panel" / name), exclude_self=exclude_self)
-            problems[name] = guard_problem(name, guard, "test", seed=self.seed, max_documents=None)
-        return problems
+            return guard_problem(name, guard, "test", seed=self.seed, max_documents=None)
+        # ArguAna judges a few documents that its corpus lacks: those judgements are left out.
+        whole = read_beir(self.data / name, "test", "skip", allow_title_only=True)
+        _, test = halves(whole, seed=self.seed)
+        found = Problem(name, list(whole.corpus.values()), test.queries, test.qrels, exclude_self)
+        return apart(found, self.dev_guards[name].queries)
 
     @cached_property
     def dev(self) -> dict[str, Problem]:
@@ -89,7 +103,7 @@ class Panel:
     def labelled_pairs(self, name: str) -> list[Pair]:
         """Training pairs of a collection's published train, without the development queries."""
         train = self._split(name)["train"]
-        held_out = [text for problem in self._problems() for text in problem.queries.values()]
+        held_out = self._held_out
         pairs = [
             Pair(
                 query=train.queries[query],
@@ -109,12 +123,15 @@ class Panel:
     def synthetic_pairs(self) -> list[Pair]:
         """Pairs from the recorded completions, without those of held-out documents and of known queries."""
         held_out = {passage.id for passage in self._parts["dev"]}
-        known = [text for problem in self._problems() for text in problem.queries.values()]
         kept = [pair for pair in self._written if pair.positive_id not in held_out]
-        return without_leaks(kept, known)[0]
+        return without_leaks(kept, self._held_out)[0]
 
-    def _problems(self) -> list[Problem]:
-        return [*self.tests.values(), *self.dev.values(), *self.dev_guards.values()]
+    @cached_property
+    def _held_out(self) -> list[str]:
+        problems = [*self.tests.values(), *self.dev.values(), *self.dev_guards.values()]
+        if self.hold_out_full:
+            problems += replace(self, full=True, full_guards=True).tests.values()
+        return [text for problem in problems for text in problem.queries.values()]
 
     def _split(self, name: str) -> Mapping[str, Collection]:
         if name not in self._train:
@@ -160,3 +177,21 @@ class Panel:
         qrels = {f"{pair.positive_id}/{pair.kind}": {str(pair.positive_id): 1} for pair in chosen}
         passages = judged_and_sample(corpus, qrels, self.dev_documents, seed=self.seed)
         return Problem(name, passages, queries, qrels)
+
+
+def apart(problem: Problem, queries: Mapping[str, str] | Iterable[str]) -> Problem:
+    """A problem without queries that were used elsewhere.
+
+    Args:
+        problem: The problem.
+        queries: Texts, or texts by id; a query goes if its text is among them but for case and punctuation,
+            or its id is.
+    """
+    ids, texts = (queries.keys(), queries.values()) if isinstance(queries, Mapping) else ((), queries)
+    forms = {normalise(text) for text in texts}
+    kept = {
+        query: text
+        for query, text in problem.queries.items()
+        if query not in ids and normalise(text) not in forms
+    }
+    return replace(problem, queries=kept, qrels={query: problem.qrels[query] for query in kept})
