@@ -80,7 +80,7 @@ SIZES = {
     size.name: size
     for size in (
         Size("tiny", rounds=1, chunk=4, queries=6, starts=1, quality=(10, 30)),
-        Size("default", rounds=4, chunk=64, queries=500, starts=2, quality=(120, 600)),
+        Size("default", rounds=4, chunk=64, queries=500, starts=2, quality=(300, 100_000)),
         Size("full", rounds=10, chunk=128, queries=500, starts=3, quality=(300, 100_000)),
     )
 }
