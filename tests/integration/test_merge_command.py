@@ -31,8 +31,7 @@ from tests.merge_folders import (
 )
 
 _MAIN = """
-import argparse, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+import argparse, sys
 from stm_training.commands import merge
 parser = argparse.ArgumentParser()
 merge.add_parser(parser.add_subparsers())

@@ -37,8 +37,7 @@ KILLS = 10
 KEY = "sk-very-secret"
 # The command as the console script runs it, whether it is listed in the parser yet or not.
 COMMAND = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+import sys
 import stm_training.cli as cli
 if "synthesize" not in cli.COMMANDS:
     cli.COMMANDS = (*cli.COMMANDS, "synthesize")
