@@ -126,8 +126,7 @@ class Bench:
         self, name: str, decides: Any, work: Callable[[], dict[str, Any]], code: Sequence[str] = DENSE_CODE
     ) -> dict[str, Any]:
         """A cell of this table."""
-        store = CellStore(self.folder, code, {"max_length": experts.MAX_LENGTH})
-        return store.run(f"{name}{'-full' * self.full}", {"full": self.full, "of": decides}, work)
+        return self._store(code).run(f"{name}{'-full' * self.full}", {"full": self.full, "of": decides}, work)
 
     @cached_property
     def base_dev(self) -> TrialScores:
@@ -142,8 +141,10 @@ class Bench:
 
     def named(self, system: str, decides: Any) -> str:
         """A name of a model's vectors that changes with what decides them."""
-        store = CellStore(self.folder, DENSE_CODE, {"max_length": experts.MAX_LENGTH})
-        return f"{system}-{store.key(decides)[:12]}"
+        return f"{system}-{self._store(DENSE_CODE).key(decides)[:12]}"
+
+    def _store(self, code: Sequence[str]) -> CellStore:
+        return CellStore(self.folder, code, {"max_length": experts.MAX_LENGTH})
 
 
 def test_scores(bench: Bench, vectors: Encoded) -> dict[str, Any]:

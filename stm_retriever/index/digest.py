@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
+from stm_retriever.folder import sha256_file
+
 BLOCK_BYTES = 8 << 20
 _AT_ONCE = 256 << 10  # bytes read and hashed together: what stays in the processor's cache
 _THREADS = 4
@@ -36,9 +38,9 @@ def digest_of(path: Path, block_bytes: int | None = None) -> str:
     Raises:
         OSError: If the file cannot be read.
     """
-    size = path.stat().st_size
     if block_bytes is None:
-        return _block(path, 0, size).hex()
+        return sha256_file(path)
+    size = path.stat().st_size
     starts = range(0, size, block_bytes)
     # hashlib lets other threads run meanwhile.
     with ThreadPoolExecutor(max_workers=max(1, min(os.cpu_count() or 1, _THREADS, len(starts)))) as pool:
